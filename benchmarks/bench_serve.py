@@ -37,6 +37,7 @@ TOPICS = (
     "the moon",
     "a small shop",
 )
+OURS = "finetune serve"
 PEERS = {"transformers serve": (), "transformers serve, continuous": ("--continuous-batching",)}
 START_SECONDS = 300.0
 LONGEST_SECONDS = 3600.0
@@ -58,15 +59,16 @@ def main() -> None:
     found: dict[str, list[Figures]] = {}
     for _ in range(asked.rounds):
         for name, command in commands(model, asked.fastapi).items():
+            called = model.name if name == OURS else str(model)
             with serving(command, asked.fastapi) as address:
-                figures = asyncio.run(measure(address, str(model), asked.requests, asked.tokens))
+                figures = asyncio.run(measure(address, called, asked.requests, asked.tokens))
             found.setdefault(name, []).append(figures)
             print(f"{name}: {shown(figures)}", flush=True)
     print(f"\nmedian of {asked.rounds}, {asked.requests} requests of {asked.tokens} tokens")
     medians = {name: middle(rounds) for name, rounds in found.items()}
     for name, figures in medians.items():
         print(f"{name:32} {shown(figures)}")
-    ours = medians["finetune serve"]
+    ours = medians[OURS]
     print(f"\nat once beside one after another: {ours['at once'] / ours['one by one']:.2f} x")
     for name in PEERS.keys() & medians.keys():
         print(f"beside {name}, at once: {ours['at once'] / medians[name]['at once']:.2f} x")
@@ -79,7 +81,7 @@ def commands(model: Path, fastapi: Path | None) -> dict[str, list[str]]:
     ours = [sys.executable, "-m", "finetune", "serve", f"{model.name}={model}", "--port"]
     theirs = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model), "--device", "cpu"]
     peers = {name: [*theirs, *options, "--port"] for name, options in PEERS.items()}
-    return {"finetune serve": ours} | (peers if fastapi is not None else {})
+    return {OURS: ours} | (peers if fastapi is not None else {})
 
 
 @contextmanager
@@ -118,12 +120,10 @@ def wait_until_it_answers(process: "subprocess.Popen[bytes]", address: str) -> N
 async def measure(address: str, model: str, requests: int, tokens: int) -> Figures:
     """Tokens per second one after another and at once, and the seconds to the first token of one alone."""
     async with httpx.AsyncClient(base_url=address, timeout=LONGEST_SECONDS) as client:
-        listed = (await client.get("/v1/models")).json()["data"]
-        name = listed[0]["id"] if len(listed) == 1 else model
 
         def body(number: int, **options: Any) -> dict[str, Any]:
             text = f"Tell me a very long story about {TOPICS[number % len(TOPICS)]}, part {number}."
-            asked = {"model": name, "messages": [{"role": "user", "content": text}]}
+            asked = {"model": model, "messages": [{"role": "user", "content": text}]}
             return asked | {"temperature": 0, "max_tokens": tokens} | options
 
         async def answer(number: int) -> int:

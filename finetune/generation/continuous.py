@@ -13,17 +13,17 @@ import itertools
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
-from data_prep.chat.rendering import end_of_turn_ids
 from finetune.errors import FinetuneError, ModelError
 from finetune.generation.answer_text import AnswerText
 from finetune.generation.generate import answer_room, causal_model
+from finetune.generation.request import Finish, Piece, Request, TokenLogprob
 from finetune.generation.row_cache import BY_ROW, RowCache, Span
 from finetune.generation.sampling import likeliest_tokens, with_gumbel_noise
 from finetune.models.adapters.by_token import AdapterByToken, Segment
@@ -39,61 +39,6 @@ KEPT_TEXTS = 32
 """Of earlier answers, whose keys and values are kept for prompts that begin alike."""
 MEMORY_FRACTION = 0.5
 """Of the memory that is free at the start, for keys and values."""
-
-Finish = Literal["stop", "length"]
-"""The end of the turn or a text of `stop`; max_new_tokens or the base's last position."""
-
-
-class Speaker:
-    """What answers: an adapter of the base, None for the base alone, and its tokenizer."""
-
-    def __init__(self, adapter: str | None, tokenizer: PreTrainedTokenizerFast):
-        self.adapter, self.tokenizer = adapter, tokenizer
-        self.ends = frozenset(end_of_turn_ids(tokenizer))
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """A prompt to be answered."""
-
-    speaker: Speaker
-    prompt: Sequence[int]
-    max_new_tokens: int
-    temperature: float = 0.0
-    """0 takes the likeliest token."""
-    top_p: float = 1.0
-    seed: int = 0
-    index: int = 0
-    """How often the same prompt was asked before with this seed: each answer is drawn anew."""
-    stop: Sequence[str] = ()
-    """Texts that end the answer, and are no part of it."""
-    logprobs: int | None = None
-    """Of how many of the likeliest tokens the log-probabilities are told beside those of the answer; None
-    tells none."""
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """A token of an answer, ln of its probability without temperature and top_p, and those of the
-    likeliest."""
-
-    token: int
-    logprob: float
-    likeliest: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What a step added to an answer."""
-
-    request: Request
-    text: str
-    tokens: int
-    """In all so far."""
-    reused_tokens: int
-    """Of the prompt, whose keys and values were there."""
-    logprob: TokenLogprob | None = None
-    finish: Finish | None = None
 
 
 @dataclass(eq=False)

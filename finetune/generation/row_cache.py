@@ -21,42 +21,38 @@ GROWTH = 1.5
 
 
 class RowCache:
-    """The keys and values of one row, a pair of tensors (K x L x D) a layer, with room to grow."""
+    """The keys and values of one row, a tensor a layer (2 x 1 x K x L x D), with room to grow."""
 
     def __init__(self) -> None:
-        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._layers: dict[int, torch.Tensor] = {}
 
-    def extended(
-        self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's keys and values (K x L x D) with these (K x N x D) from position `start` on."""
-        end = start + key.shape[1]
+    def extended(self, layer: int, start: int, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's keys and values (1 x K x L x D) with the new ones (2 x 1 x K x N x D) from position
+        `start` on."""
+        end = start + new.shape[3]
         held = self._layers.get(layer)
-        if held is None or held[0].shape[1] < end:
-            held = self._layers[layer] = _with_room(held, start, end, key)
-        keys, values = held
-        keys[:, start:end] = key
-        values[:, start:end] = value
-        return keys[:, :end], values[:, :end]
+        if held is None or held.shape[3] < end:
+            held = self._layers[layer] = _with_room(held, start, end, new)
+        held.narrow(3, start, new.shape[3]).copy_(new)
+        keys, values = held.narrow(3, 0, end).unbind(0)
+        return keys, values
 
     def beginning(self, tokens: int) -> "RowCache":
         """A copy of the first tokens, for a row that begins with the same."""
         copy = RowCache()
         for layer, held in self._layers.items():
-            copy._layers[layer] = _with_room(held, tokens, tokens, held[0])
+            copy._layers[layer] = _with_room(held, tokens, tokens, held)
         return copy
 
 
-def _with_room(
-    held: tuple[torch.Tensor, torch.Tensor] | None, kept: int, tokens: int, like: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tensors for so many tokens and some more, with the first `kept` of those held."""
+def _with_room(held: torch.Tensor | None, kept: int, tokens: int, like: torch.Tensor) -> torch.Tensor:
+    """A tensor for so many tokens and some more, with the first `kept` of those held."""
     room = tokens if held is None else max(tokens, int(kept * GROWTH))
     room = -(-room // BLOCK_TOKENS) * BLOCK_TOKENS
-    made = tuple(like.new_empty(like.shape[0], room, like.shape[2]) for _ in range(2))
-    for new, old in zip(made, held or (), strict=False):
-        new[:, :kept] = old[:, :kept]
-    return made[0], made[1]
+    made = like.new_empty(*like.shape[:3], room, like.shape[4])
+    if held is not None:
+        made[:, :, :, :kept] = held[:, :, :, :kept]
+    return made
 
 
 class Span(NamedTuple):
@@ -84,45 +80,46 @@ def attention_by_row(
     """Causal attention of each row's new queries (1 x H x T x D) to all of its keys, the new ones (1 x K x T
     x D) included, which are kept; the output is 1 x T x H x D."""
     layer: Any = module.layer_idx
-    output = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
+    new = torch.stack((key, value))
+    # Heads that share keys lie side by side: T x 1 x K x (H / K) x D.
+    queries = query[0].transpose(0, 1).reshape(query.shape[2], 1, key.shape[1], -1, query.shape[3])
+    found = []
     for cache, first, end, start in spans:
-        keys, values = cache.extended(layer, start, key[0, :, first:end], value[0, :, first:end])
+        keys, values = cache.extended(layer, start, new.narrow(3, first, end - first))
         attend = _one if end - first == 1 else _several
-        output[0, first:end] = attend(query[0, :, first:end], keys, values, scaling, sliding_window)
-    return output, None
+        found.append(attend(queries[first:end], keys, values, scaling, sliding_window))
+    return torch.cat(found).view(1, query.shape[2], query.shape[1], query.shape[3]), None
 
 
 def _one(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, window: int | None
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, window: int | None
 ) -> torch.Tensor:
-    """What the last token (H x 1 x D) sees, 1 x H x D. Heads that share keys are as queries of one head."""
+    """What the last token sees, 1 x K x (H / K) x D: heads that share keys are as queries of one head."""
     if window is not None:
-        keys, values = keys[:, -window:], values[:, -window:]
-    grouped = query.view(1, keys.shape[0], -1, query.shape[-1])
-    found = functional.scaled_dot_product_attention(grouped, keys[None], values[None], scale=scaling)
-    return found.reshape(1, query.shape[0], query.shape[-1])
+        keys, values = keys[:, :, -window:], values[:, :, -window:]
+    return functional.scaled_dot_product_attention(queries[0], keys, values, scale=scaling)
 
 
 def _several(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, window: int | None
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, window: int | None
 ) -> torch.Tensor:
-    """What the last N tokens (H x N x D) see, N x H x D."""
-    new, length = query.shape[1], keys.shape[1]
+    """What the last N tokens see, N x K x (H / K) x D."""
+    new, length = queries.shape[0], keys.shape[2]
     mask = None
     if new < length or (window is not None and window < length):
-        mask = torch.ones(new, length, dtype=torch.bool, device=query.device).tril(length - new)
+        mask = torch.ones(new, length, dtype=torch.bool, device=queries.device).tril(length - new)
         if window is not None:
             mask = mask.triu(length - new - window + 1)
     found = functional.scaled_dot_product_attention(
-        query[None],
-        keys[None],
-        values[None],
+        queries.flatten(1, 3).transpose(0, 1)[None],
+        keys,
+        values,
         attn_mask=mask,
         is_causal=mask is None,
         scale=scaling,
-        enable_gqa=query.shape[0] > keys.shape[0],
+        enable_gqa=queries.shape[3] > 1,
     )
-    return found[0].transpose(0, 1)
+    return found[0].transpose(0, 1).unflatten(1, queries.shape[2:4])
 
 
 def no_mask(*arguments: Any, **options: Any) -> None:

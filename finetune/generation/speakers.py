@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.tokenizers.tokens import check_ids
-from finetune.generation.continuous import ContinuousBatch, Speaker
+from finetune.generation.continuous import ContinuousBatch
 from finetune.generation.loading import ModelTarget, load_adapted, tokenizer_of, unchanged_base
+from finetune.generation.request import Speaker
 from finetune.models.adapters.adapter import load_adapter
 from finetune.models.adapters.config_file import LORA
 from finetune.models.adapters.fit import saved_vocabulary

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from finetune.generation.continuous import ContinuousBatch, Piece, Request
+from finetune.generation.continuous import ContinuousBatch
+from finetune.generation.request import Piece, Request
 from finetune.serving.errors import ApiError
 from finetune.serving.responses import LAST_EVENT, Writer, event
 from finetune.serving.worker import Given, Worker

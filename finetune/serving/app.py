@@ -16,7 +16,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from finetune.generation.continuous import Request
+from finetune.generation.request import Request
 from finetune.serving.answer import CLIENT_GONE, Answer, Call
 from finetune.serving.bodies import AnyBody, ChatBody, CompletionBody, read_body
 from finetune.serving.errors import ApiError

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from data_prep.text import shown
 from finetune.errors import FinetuneError
-from finetune.generation.continuous import ContinuousBatch, Speaker
+from finetune.generation.continuous import ContinuousBatch
+from finetune.generation.request import Speaker
 from finetune.generation.speakers import load_speakers
 from finetune.models.device import choose_precision
 from finetune.recipe.schema.evaluate import EvaluateSection

@@ -11,8 +11,8 @@ from data_prep.messages import Conversation
 from data_prep.tokenizers.tokens import ids_of
 from finetune.errors import FinetuneError
 from finetune.generation.asking import turns_of
-from finetune.generation.continuous import Request
 from finetune.generation.generate import plain_ids
+from finetune.generation.request import Request
 from finetune.serving.bodies import Body, ChatBody, CompletionBody
 from finetune.serving.errors import ApiError
 from finetune.serving.models import ServedModel

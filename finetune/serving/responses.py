@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.tokenizers.tokens import text_of
-from finetune.generation.continuous import Piece, Request, TokenLogprob
+from finetune.generation.request import Piece, Request, TokenLogprob
 from finetune.serving.tool_calls import CallForm
 
 LEAST_LOGPROB = -9999.0

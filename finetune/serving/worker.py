@@ -5,7 +5,8 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
-from finetune.generation.continuous import ContinuousBatch, Piece, Request
+from finetune.generation.continuous import ContinuousBatch
+from finetune.generation.request import Piece, Request
 
 logger = logging.getLogger(__name__)
 

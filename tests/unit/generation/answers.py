@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from finetune.generation.continuous import ContinuousBatch, Piece, Request
+from finetune.generation.continuous import ContinuousBatch
 from finetune.generation.generate import generate
+from finetune.generation.request import Piece, Request
 
 TOKENS = 24
 

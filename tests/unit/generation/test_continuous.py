@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from data_prep.messages import Message
 from finetune.errors import FinetuneError, ModelError
 from finetune.generation import continuous
-from finetune.generation.continuous import ContinuousBatch, Request, Speaker
+from finetune.generation.continuous import ContinuousBatch
 from finetune.generation.generate import conversation_ids, generate
+from finetune.generation.request import Request, Speaker
 from finetune.models.adapters.adapter import load_adapter
 from finetune.models.bases.locate import Base
 from finetune.models.load import load_model

@@ -8,8 +8,9 @@ import torch
 
 from data_prep.messages import Message
 from finetune import api
-from finetune.generation.continuous import ContinuousBatch, Request, Speaker
+from finetune.generation.continuous import ContinuousBatch
 from finetune.generation.generate import conversation_ids
+from finetune.generation.request import Request, Speaker
 from finetune.generation.speakers import load_speakers
 from finetune.runs.target import Target, resolve_target
 from tests.support.adapters import make_adapter

@@ -82,7 +82,7 @@ async def ask_many(address: str, count: int, gone: int) -> list[int | None]:
 
         async def ask(number: int) -> int | None:
             body = {
-                "model": ("lamps", "tuned")[number % 2], "prompt": f"Text {number % 40}", "max_tokens": 12, "seed": 1,
+                "model": ("lamps", "tuned")[number % 2], "prompt": f"Text {number % 40}", "max_tokens": 6, "seed": 1,
                 "stream": number % 3 == 0,
             }  # fmt: skip
             call = asyncio.create_task(client.post("/v1/completions", json=body))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data_prep.tokenizers.tokenizer import load_tokenizer
-from finetune.generation.continuous import Piece, Request, Speaker
+from finetune.generation.request import Piece, Request, Speaker
 from finetune.serving.bodies import ChatBody
 from finetune.serving.errors import ApiError
 from finetune.serving.models import ServedModel

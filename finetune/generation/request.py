@@ -1,0 +1,64 @@
+"""What is asked of a batch, and what comes of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedTokenizerFast
+
+from data_prep.chat.rendering import end_of_turn_ids
+
+Finish = Literal["stop", "length"]
+"""The end of the turn or a text of `stop`; max_new_tokens or the base's last position."""
+
+
+class Speaker:
+    """What answers: an adapter of the base, None for the base alone, and its tokenizer."""
+
+    def __init__(self, adapter: str | None, tokenizer: PreTrainedTokenizerFast):
+        self.adapter, self.tokenizer = adapter, tokenizer
+        self.ends = frozenset(end_of_turn_ids(tokenizer))
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A prompt to be answered."""
+
+    speaker: Speaker
+    prompt: Sequence[int]
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0 takes the likeliest token."""
+    top_p: float = 1.0
+    seed: int = 0
+    index: int = 0
+    """How often the same prompt was asked before with this seed: each answer is drawn anew."""
+    stop: Sequence[str] = ()
+    """Texts that end the answer, and are no part of it."""
+    logprobs: int | None = None
+    """Of how many of the likeliest tokens the log-probabilities are told beside those of the answer; None
+    tells none."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token of an answer, ln of its probability without temperature and top_p, and those of the
+    likeliest."""
+
+    token: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a step added to an answer."""
+
+    request: Request
+    text: str
+    tokens: int
+    """In all so far."""
+    reused_tokens: int
+    """Of the prompt, whose keys and values were there."""
+    logprob: TokenLogprob | None = None
+    finish: Finish | None = None
