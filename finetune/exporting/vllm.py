@@ -45,6 +45,7 @@ class VllmAdapter:
 
     adapter: str
     base: str
+    """As vLLM loads it: a hub id, or a folder."""
     output: str
     rank: int
     max_lora_rank: int
@@ -126,7 +127,9 @@ def export_for_vllm(target: Target, output: Path, rank: int | None = None) -> Vl
             )
         report = VllmAdapter(
             adapter=str(target.adapter),
-            base=parts.base.identity["name"],
+            base=parts.base.identity["name"]
+            if parts.base.identity["kind"] == "hub"
+            else str(parts.base.folder),
             output=str(output),
             rank=largest,
             max_lora_rank=next(one for one in RANKS if one >= largest),
