@@ -561,7 +561,7 @@ def doctor() -> "list[Fact]":
 
 def selftest() -> dict[str, Any]:
     """Train a tiny model every way that this machine has, and compare each with one plain process; `holds`
-    says whether all agree. It takes minutes."""
+    says whether all agree. It takes some six minutes on two cores."""
     from finetune.self_test import selftest as run
 
     return run()

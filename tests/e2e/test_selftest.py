@@ -10,11 +10,12 @@ from tests.support.cli import Result
 
 @pytest.mark.long
 def test_every_way_of_training_agrees_here(finetune: Callable[..., Result]) -> None:
-    """Each way that this machine has ends where one plain process does, in under three minutes."""
+    """Each way that this machine has ends where one plain process does, in under ten minutes: supervised and
+    by preferences, each with two processes that start."""
     report = json.loads(finetune("selftest", "--json").stdout)
     assert report["holds"]
     assert {case["name"] for case in report["cases"]} | set(report["left_out"]) >= {
         "ddp, 2 processes",
         "killed and resumed",
     }
-    assert report["seconds"] < 180
+    assert report["seconds"] < 600
