@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from finetune.errors import Problem, RecipeError
 from finetune.recipe.load import LoadedRecipe
 
-LARGEST_RANK = 512
-"""Of vLLM's --max-lora-rank."""
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's --max-lora-rank may be."""
 INSTEAD = "serve the merged model (finetune merge)"
 
 
@@ -37,10 +37,10 @@ def _problems(loaded: LoadedRecipe) -> Iterator[tuple[str, str]]:
         yield "model.head", f"vLLM takes no adapter with a head; {INSTEAD}"
     if recipe.adapter.method == "full":
         return
-    if (saved := recipe.adapter.saved_rank) > LARGEST_RANK:
+    if (saved := recipe.adapter.saved_rank) > RANKS[-1]:
         yield (
             "adapter.rank",
-            f"it is saved with {saved}, and vLLM takes up to {LARGEST_RANK}; lower it, or {INSTEAD}",
+            f"it is saved with {saved}, and vLLM takes up to {RANKS[-1]}; lower it, or {INSTEAD}",
         )
     if recipe.adapter.modules_to_save:
         yield (

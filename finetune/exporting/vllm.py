@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from finetune.errors import CheckFailed, ExportError
+from finetune.exporting.for_vllm import RANKS
 from finetune.exporting.report import RECORD
 from finetune.merging.adapter import Adapter
 from finetune.merging.adapter_file import NewAdapter, write_adapter
@@ -32,8 +33,6 @@ from finetune.models.device import choose_threads
 from finetune.runs.folder import ADAPTER_NOTES
 from finetune.runs.target import Target
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's --max-lora-rank may be."""
 EXACT = 1e-6
 """Of an update's Frobenius norm: what rounding a scale into B in float32 leaves, at most."""
 BY_ITSELF = "serve the merged model instead (finetune merge)"
@@ -99,7 +98,7 @@ def export_for_vllm(target: Target, output: Path, rank: int | None = None) -> Vl
         raise ExportError(
             "--rank is for DoRA, whose update is approximated; this adapter's is kept: leave it out."
         )
-    largest = rank or max(one.adapter.shape(one.first)[1 if one.embedding else 0] for one in found.values())
+    largest = rank or max(one.adapter.shape(one.first)[0] for one in found.values())
     if largest > RANKS[-1]:
         raise ExportError(f"the rank is {largest}, and vLLM takes at most {RANKS[-1]}: {BY_ITSELF}.")
     choose_threads()
@@ -187,7 +186,10 @@ def _uniform(parts: MergeInputs, updates: Updates, name: str, update: LowRank, r
 
 
 def _change(parts: MergeInputs, updates: Updates, name: str, update: LowRank) -> torch.Tensor:
-    """What the adapter adds to a weight (N x M), in float64."""
+    """What the adapter adds to a weight (N x M), in float64. Only DoRA's depends on the weight."""
+    if update.magnitude is None:
+        b, a = update.factors()
+        return update.scale * (b.double() @ a.double())
     source = updates.source(name)
     base = parts.stored.rows(source, 0, parts.stored.shape(source)[0]).double()
     return update.ready()(base.clone(), 0) - base

@@ -5,6 +5,7 @@ Its first lines are metadata that the hub reads; see https://huggingface.co/docs
 """
 
 import io
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from huggingface_hub import ModelCardData
 
 from data_prep.config import HubSource
 from data_prep.secrets import scrubbed
-from finetune.hub.result import CARD, Result, as_json
+from finetune.hub.result import CARD, Result
 from finetune.recipe.lock import Lock
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?\n)?---\n", re.DOTALL)
@@ -129,7 +130,7 @@ def _training(result: Result) -> str:
     values = dict(_leaves(lock.without_secrets()["recipe"]))
     said = {key for key, origin in lock.origins.items() if origin != "default"} or set(values)
     lines = [
-        f"    {key}: {as_json(_without_folder(value) if isinstance(value, str) else value)}"
+        f"    {key}: {_shown(value)}"
         for key, value in values.items()
         if key in said and value is not None and not key.startswith(("output.", "tracking."))
     ]
@@ -143,6 +144,11 @@ def _training(result: Result) -> str:
     packages = ", ".join(f"{name} {versions.get(name)}" for name in ("torch", "transformers", "peft"))
     title = "## Training\n\nThe recipe" + (", without its defaults:" if lock.origins else ":")
     return "\n".join([title, "", *lines, "", f"{counts} {how}; {packages}.".lstrip()])
+
+
+def _shown(value: Any) -> str:
+    """A recipe's value in one line."""
+    return json.dumps(_without_folder(value) if isinstance(value, str) else value, ensure_ascii=False)
 
 
 def _leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:

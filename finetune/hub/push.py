@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,8 @@ def push(text: str, name: str, *, private: bool = False, overwrite: bool = False
         api.whoami()
         newest, there, is_private = _state_of(api, name)
         files: dict[str, Path | bytes] = {path.name: path for path in result.files}
-        files[CARD] = card_of(result, name, lambda kind, other: _licence_of(api, kind, other)).encode()
+        # The card asks more than once for a repository's.
+        files[CARD] = card_of(result, name, cache(partial(_licence_of, api))).encode()
         if newest is None:
             api.create_repo(name, private=private)
             is_private = private

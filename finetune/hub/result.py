@@ -1,6 +1,5 @@
 """What can be put on the hub: the files of a result, and what is recorded of it. Loads no torch."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +83,7 @@ def _kind_of(folder: Path, text: str) -> str:
         raise ModelError(
             f"{text} is a checkpoint, with the optimizer's state: push its run, or merge it and push that."
         )
-    if folder.name == failed_name(Path(folder.name.removesuffix(".failed"))).name:
+    if folder.name == failed_name(folder.with_suffix("")).name:
         raise ModelError(f"{text} did not pass its checks, and is kept to look at: it is not pushed.")
     if is_adapter(folder):
         return "adapter"
@@ -118,8 +117,3 @@ def _refuse_secret(path: Path) -> None:
             f"{path} holds a secret ({found}), and everybody could read it on the hub: remove it there, and "
             "push again. Nothing was uploaded."
         )
-
-
-def as_json(value: Any) -> str:
-    """A value of a recipe in one line."""
-    return json.dumps(value, ensure_ascii=False)
