@@ -8,7 +8,6 @@ far it is from the update is measured.
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from finetune.merging.deltas import LowRank
 from finetune.merging.inputs import MergeInputs, read_parts
 from finetune.merging.low_rank import Factors, Size, nearest
 from finetune.merging.merged_weights import Updates
-from finetune.merging.output import refuse_existing, refuse_small_disk, unfinished
+from finetune.merging.output import refuse_small_disk, unfinished
 from finetune.models.bases.shapes import linear_layers, read_shape
 from finetune.models.description import write_description
 from finetune.models.device import choose_threads
@@ -81,15 +80,14 @@ class VllmAdapter:
 
 
 def export_for_vllm(target: Target, output: Path, rank: int | None = None) -> VllmAdapter:
-    """Write a run's or an adapter's update as an adapter that vLLM loads, into the folder `output`.
+    """Write a run's or an adapter's update as an adapter that vLLM loads, into the folder `output`,
+    which isn't there.
 
     `rank` is that of a DoRA's nearest update; the adapter's own where it is None. Raises ExportError for what
     vLLM can't load, and CheckFailed where what was written is another update; nothing stands in `output`
     then.
     """
     started = time.perf_counter()
-    output = Path(os.path.abspath(output.expanduser()))
-    refuse_existing(output)
     parts = _parts(target)
     updates = Updates(parts.stored, parts.config, parts.adapters)
     found = {name: _only(name, update.operations) for name, update in updates.by_name.items()}
