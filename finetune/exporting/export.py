@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,19 @@ from finetune.exporting.report import RECORD, ExportReport
 from finetune.exporting.tensors import TensorComparison, compare_tensors, read_back
 from finetune.exporting.vllm import VllmAdapter, export_for_vllm
 from finetune.extras import refuse_without
+from finetune.merging.merged_weights import MergedWeights
 from finetune.merging.output import failed_name, refuse_existing, refuse_small_disk, unfinished
+from finetune.merging.rounding.choice import RoundingChoice
+from finetune.merging.rounding.request import RoundingRequest
+from finetune.merging.rounding.tokenizer import refuse_other_tokenizer
 from finetune.merging.verification.lazy_model import fits_in_memory, model_of
 from finetune.models.device import choose_threads
 from finetune.runs.target import Target
 
 FORMATS = ("gguf", "ollama", "vllm")
 CHECKS = ("full", "tensors", "none")
+SIXTEEN_BITS = {"f16": torch.float16, "bf16": torch.bfloat16}
+"""The types whose rounding can be chosen."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class ExportOptions:
     """The mean KL that is allowed, in nats a token; by type where it is None."""
     rank: int | None = None
     """Of what stands for a DoRA in vLLM; the adapter's own where it is None."""
+    rounding: RoundingRequest = field(default_factory=RoundingRequest)
+    """How the weights that an adapter changes become bf16 or f16."""
 
     @property
     def type(self) -> str:
@@ -66,6 +74,15 @@ class ExportOptions:
         ):
             if value not in known:
                 raise ExportError(f"{option} is {value!r}; expected one of {', '.join(known)}.")
+        self.rounding.refuse_contradictions(None)
+        if self.type not in SIXTEEN_BITS:
+            self.rounding.refuse_without_rounding(f"--quantize {self.type}")
+        for option, is_there in (
+            ("--format vllm", self.format == "vllm"),
+            ("--adapter-only", self.adapter_only),
+        ):
+            if is_there:
+                self.rounding.refuse_without_rounding(option)
         if self.format == "vllm":
             self._refuse_beside_vllm()
         elif self.rank is not None:
@@ -145,12 +162,14 @@ class _Model:
     """The whole model, in one file."""
 
     def __init__(self, inputs: ExportInputs, options: ExportOptions):
+        """Raises MergeError where the rounding that is asked for has nothing to round."""
         self.inputs, self.options = inputs, options
-        # As a merge into bfloat16 is rounded; all else is encoded from what is exact.
-        computed = torch.bfloat16 if options.type == "bf16" else torch.float32
-        self.plan: GgufPlan[ModelTensors] = Gguf(options.type).plan(
-            inputs.weights(computed), inputs.description
-        )
+        if inputs.parts.target.adapter is None:
+            options.rounding.refuse_without_rounding("a model that has no adapter")
+        if options.rounding.calibration is not None:
+            refuse_other_tokenizer(options.rounding.calibration, inputs.parts)
+        self.plan = self._planned(inputs.weights(torch.float32))
+        self.rounding: RoundingChoice | None = None
         self.template = translate(inputs.parts.tokenizer) if options.format == "ollama" else None
         self.notes = (*self.plan.notes, *(self.template.notes if self.template is not None else ()))
         self.loaded = size_of(self.plan)
@@ -162,7 +181,21 @@ class _Model:
         if self.template is not None:
             text = modelfile(self.plan.file, self.template, self.inputs.parts.tokenizer)
             (folder / MODELFILE).write_text(text, encoding="utf-8")
+        if self.options.type in SIXTEEN_BITS:  # all others are encoded from what is exact
+            self._round()
         return self.plan.write(folder, choose_threads())
+
+    def _round(self) -> None:
+        options, asked = self.options, self.options.rounding
+        if options.type == "f16" and asked == RoundingRequest():
+            asked = RoundingRequest("nearest")  # whose steps are an eighth of bfloat16's
+        weights, self.rounding = self.inputs.rounded(
+            SIXTEEN_BITS[options.type], asked, computes=options.check == "full"
+        )
+        self.plan = self._planned(weights)
+
+    def _planned(self, weights: MergedWeights) -> GgufPlan[ModelTensors]:
+        return Gguf(self.options.type).plan(weights, self.inputs.description)
 
     def compare(self, folder: Path, hashes: dict[str, str]) -> TensorComparison:
         """What is read back."""
@@ -185,6 +218,7 @@ class _Adapter:
         if options.check == "full" and has_library():
             self.loaded += size_of(plan_base(inputs))
         self.coarser: dict[str, str] = {}
+        self.rounding: RoundingChoice | None = None
 
     def write(self, folder: Path) -> Written:
         """The file."""
@@ -218,6 +252,7 @@ def _report(
         seconds=0.0,
         check_seconds=0.0,
         coarser=work.coarser,
+        rounding=work.rounding,
         notes=work.notes,
         tensors=None,
         llama_cpp=None,
