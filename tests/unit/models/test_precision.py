@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from finetune.models import device as precision
-from finetune.models.kernels.attention import PER_DOCUMENT, choose_attention
 
 
 @pytest.mark.skipif(
@@ -62,17 +61,3 @@ def test_threads(variables: dict[str, str], expected: str) -> None:
     found = int(done.stdout)
     assert found == 1 if expected == "1" else found <= max(1, cores // (1 if expected == "all" else 2))
     assert found >= 1
-
-
-def test_a_flash_attn_that_does_not_load(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A flash-attn built for another torch is passed over, with the reason in the log."""
-    from finetune.models.kernels import attention
-
-    (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: True)
-    chosen = choose_attention(torch.device("cuda"), type("Config", (), {"model_type": "llama"})(), 512)
-    assert chosen == PER_DOCUMENT
-    assert "undefined symbol" in caplog.text
