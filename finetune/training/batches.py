@@ -19,6 +19,7 @@ from data_prep.epoch.stream import Position, Stream
 from data_prep.table.documents import Document, DocumentTable
 from finetune.models.batch import packed_batch, padded_batch, shared_batch
 from finetune.models.kernels.noise import noise_seed
+from finetune.models.loss import supervised_positions
 
 FILLER = Document(token_ids=[0, 0], spans=(), place="filler")
 """A document without labels. It stands in for an empty micro-batch, so that all processes take equal steps.
@@ -326,10 +327,16 @@ def collate(documents: Sequence[Document], batching: Batching, *, step: int) -> 
 def batch_of(
     documents: Sequence[Document], *, packed: bool, pad_token_id: int, shared: int = 0
 ) -> dict[str, Any]:
-    """The documents as tensors; with `shared` documents in a row what these begin with is there once."""
+    """The documents as tensors; with `shared` documents in a row what these begin with is there once.
+
+    `supervised` are the positions that are learned, as LossInputs has them: a GPU would be waited for.
+    """
+    batch: dict[str, Any]
     if shared > 1:
-        return shared_batch(documents, shared)
-    return packed_batch(documents) if packed else padded_batch(documents, pad_token_id)
+        batch = shared_batch(documents, shared)
+    else:
+        batch = packed_batch(documents) if packed else padded_batch(documents, pad_token_id)
+    return batch | {"supervised": supervised_positions(batch["shift_labels"])}
 
 
 def with_values(documents: Sequence[Document], values: np.ndarray) -> list[Document]:
