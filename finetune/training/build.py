@@ -250,7 +250,10 @@ def load_base(recipe: Recipe, inputs: Inputs, engine: Engine = SINGLE) -> PreTra
         quantization=recipe.adapter.base_quantization,
         rope_scaling=scaling,
         attention=choose_attention(
-            choose_device(), load_config(inputs.base, scaling), recipe.data.attended_tokens
+            choose_device(),
+            load_config(inputs.base, scaling),
+            recipe.data.attended_tokens,
+            inputs.precision.dtype,
         ),
         head=recipe.model.head,
         rope_by_document=inputs.rules.training >= 2,
@@ -368,7 +371,7 @@ def _shares_prompts(recipe: Recipe, inputs: Inputs, noise: int | None) -> bool:
     """Whether what the documents of a row begin with can be computed once: by the attention that is told of
     it, and without noise, which each document has of its own."""
     config = load_config(inputs.base, recipe.model.rope_scaling)
-    attention = choose_attention(choose_device(), config, recipe.data.attended_tokens)
+    attention = choose_attention(choose_device(), config, recipe.data.attended_tokens, inputs.precision.dtype)
     several = inputs.objective.encoding.documents_per_row > 1
     return several and attention == PER_DOCUMENT and noise is None and current().processes_per_row == 1
 

@@ -26,16 +26,25 @@ PER_DOCUMENT = "per_document"
 """The name under which transformers knows this attention."""
 
 
-def choose_attention(device: torch.device, config: PretrainedConfig, max_length_tokens: int) -> str:
-    """transformers' name of the attention to train with: documents of at most so many tokens, on this
-    device."""
-    if device.type == "cuda" and is_flash_attn_2_available() and _flash_attn_loads():
+def choose_attention(
+    device: torch.device, config: PretrainedConfig, max_length_tokens: int, dtype: torch.dtype
+) -> str:
+    """transformers' name of the attention to train with: documents of at most so many tokens, computed on
+    this device in this type."""
+    if _flash_attn_takes(device, dtype) and is_flash_attn_2_available() and _flash_attn_loads():
         return "flash_attention_2"
     if family_of(config.model_type) is None:  # whose attention may ask for more than is computed here
         return "sdpa"
     # A window that a document reaches beyond needs a mask.
     window = getattr(config, "sliding_window", None)
     return "sdpa" if window and window < max_length_tokens else PER_DOCUMENT
+
+
+def _flash_attn_takes(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether flash-attn has kernels for this: 16-bit types, from Ampere on."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _flash_attn_loads() -> bool:

@@ -99,8 +99,9 @@ def test_a_window_beyond_the_documents_needs_no_mask(family: str, tmp_path: Path
     """Then each document is attended to by itself, to the same gradients; a shorter window is in the mask."""
     folder = save_tiny_family(tmp_path / "base", family, sliding_window=64, hidden_act="silu")
     config = load_config(Base(folder, {"kind": "folder", "name": "tiny"}))
-    assert choose_attention(torch.device("cpu"), config, max(LENGTHS)) == PER_DOCUMENT
-    assert choose_attention(torch.device("cpu"), config, 65) == "sdpa"
+    cpu, fp32 = torch.device("cpu"), torch.float32
+    assert choose_attention(cpu, config, max(LENGTHS), fp32) == PER_DOCUMENT
+    assert choose_attention(cpu, config, 65, fp32) == "sdpa"
     theirs = with_adapter(AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval())
     ours = with_adapter(loaded(folder))
     install_fast_path(ours)
