@@ -18,11 +18,13 @@ from typing import Any, Literal, TypeGuard, cast
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from finetune.models.kernels.compiler import c_compiler
 from finetune.models.kernels.noise import with_noise
 from finetune.models.logits import ChangedHead, Head, head_of, states_of, widened
 from finetune.models.sizes import CHUNK_POSITIONS
@@ -57,7 +59,8 @@ def supervised_cross_entropy(
 
     Without any label the sum is a zero that still has a (zero) gradient, so that every process of a sharded
     run goes through the same backward pass. With `most_chunks` the head is called as often as in the process
-    with the most to learn: a head that is cut up is gathered at each call, by all processes together.
+    with the most to learn: a head that is cut up is gathered at each call, by all processes together (FSDP2's
+    once, where it isn't trained).
     """
     most_chunks = inputs.most_chunks
     chosen, labels = inputs.at_supervised(hidden), inputs.at_supervised(inputs.labels)
@@ -67,8 +70,9 @@ def supervised_cross_entropy(
     if most_chunks is None and weights is None and prefers_liger(head, chosen.device):
         return liger_loss(chosen, head, labels, label_smoothing)
     matrix, change = _parts_of(head)
-    if most_chunks is None and torch.is_grad_enabled() and _is_frozen(matrix):
-        losses: torch.Tensor = FrozenHeadLoss.apply(chosen, matrix.weight, labels, label_smoothing, change)
+    shared = isinstance(matrix, FSDPModule)
+    if (shared or (most_chunks is None and torch.is_grad_enabled())) and _is_frozen(matrix):
+        losses = _frozen_losses(chosen, matrix, labels, label_smoothing, change)
         return (losses if weights is None else losses * weights.to(losses)).sum()
 
     def chunk_loss(states: torch.Tensor, targets: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
@@ -102,9 +106,8 @@ def position_cross_entropy(
 
     matrix, change = _parts_of(head)
     # Without a gradient too, so that what is computed before training has the same last digits.
-    if most_chunks is None and _is_frozen(matrix):
-        losses: torch.Tensor = FrozenHeadLoss.apply(states, matrix.weight, labels, 0.0, change)
-        return losses
+    if (most_chunks is None or isinstance(matrix, FSDPModule)) and _is_frozen(matrix):
+        return _frozen_losses(states, matrix, labels, 0.0, change)
 
     def chunk_losses(part: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = widened(head(part))
@@ -112,6 +115,23 @@ def position_cross_entropy(
 
     spare = any_state, labels.new_full((1,), IGNORE_INDEX)
     return torch.cat(_in_chunks(chunk_losses, (states, labels), spare, most_chunks))[: len(labels)]
+
+
+def _frozen_losses(
+    states: torch.Tensor, head: nn.Linear, labels: torch.Tensor, smoothing: float, change: Head | None
+) -> torch.Tensor:
+    """The losses (N) through a head that isn't trained. One that FSDP2 has cut up is gathered once, by all
+    processes, however many positions each of them has."""
+    if not isinstance(head, FSDPModule):
+        losses: torch.Tensor = FrozenHeadLoss.apply(states, head.weight, labels, smoothing, change)
+        return losses
+    gathering: FSDPModule = head
+    gathering.unshard()
+    try:
+        whole: torch.Tensor = FrozenHeadLoss.apply(states, head.weight, labels, smoothing, change)
+        return whole
+    finally:
+        gathering.reshard()
 
 
 def _in_chunks(
@@ -144,9 +164,13 @@ def _parts_of(head: Head) -> tuple[Head, Head | None]:
 
 
 def _is_frozen(head: Head) -> TypeGuard[nn.Linear]:
-    """Whether a head is a plain matrix that isn't trained, and nothing (sharding, an adapter) stands around
-    it."""
-    return _is_plain(head) and not head.weight.requires_grad
+    """Whether a head is a plain matrix that isn't trained, and nothing (ZeRO-3, an adapter) but FSDP2 stands
+    around it."""
+    if isinstance(head, FSDPModule):
+        plain = isinstance(head, nn.Linear) and head.bias is None
+    else:
+        plain = _is_plain(head)
+    return plain and not cast(nn.Linear, head).weight.requires_grad
 
 
 def _is_plain(head: Head) -> TypeGuard[nn.Linear]:
@@ -167,6 +191,9 @@ def _liger() -> Any:
         return None
     try:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        if c_compiler() is None:
+            raise RuntimeError("Triton needs gcc or clang, and Python's headers")
     except (ImportError, RuntimeError) as error:
         logger.warning(
             "liger_kernel is installed and can't be used (%s); the loss is computed without it", error
@@ -175,10 +202,15 @@ def _liger() -> Any:
     return LigerFusedLinearCrossEntropyLoss
 
 
+def liger_is_usable() -> bool:
+    """Whether Liger's loss is installed, and its kernels can be compiled."""
+    return _liger() is not None
+
+
 def prefers_liger(head: Head, device: torch.device) -> TypeGuard[nn.Linear]:
     """Whether the loss is Liger's: on CUDA, where it is installed, in training, for a head without anything
     around it."""
-    return device.type == "cuda" and torch.is_grad_enabled() and _is_plain(head) and _liger() is not None
+    return device.type == "cuda" and torch.is_grad_enabled() and _is_plain(head) and liger_is_usable()
 
 
 def liger_loss(

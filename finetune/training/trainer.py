@@ -23,6 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from data_prep.table.documents import Document
 from finetune.engines.base import Engine
 from finetune.engines.group import Group
+from finetune.engines.sharded import gathered_weights
 from finetune.errors import TrainingError
 from finetune.models.device import widest_type
 from finetune.models.loss import IGNORE_INDEX, Part
@@ -123,6 +124,13 @@ class ExactTrainer(Trainer):
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _prepare_input(self, data: Any) -> Any:
+        """To the device, in its own type: transformers rounds what DeepSpeed is given to the weights' type,
+        weights of messages and targets among it."""
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device, non_blocking=self.args.device.type == "cuda")
+        return super()._prepare_input(data)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's micro-batches; never re-sharded by accelerate, so no row is repeated.
@@ -327,6 +335,16 @@ class ExactTrainer(Trainer):
                 mark_complete(checkpoint)
         if self.group.is_main:
             keep_newest(folder, self.keep_checkpoints, folder / f"{PREFIX}{self.state.best_global_step}")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Of an adapter what is trained, gathered on the main process; transformers gathers the base too, or
+        copies all weights in each process."""
+        if not self.engine.takes_over:
+            super().save_model(output_dir, _internal_call)
+        elif isinstance(self.model, PeftModel):
+            self._save(output_dir, gathered_weights(self, keep=self.group.is_main))
+        elif self.group.is_main or self.engine.shards_weights:
+            super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """An adapter without the base's embedding, which peft would add, whole, where the vocabulary grew."""
