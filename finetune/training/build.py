@@ -307,7 +307,8 @@ def build_trainer(
         evaluation=data.evaluation[: most * data.documents_per_row if most is not None else None],
         keep_checkpoints=train.keep_checkpoints,
         # Evaluating never needs more memory than training did.
-        evaluation_tokens=train.micro_batch_size * recipe.data.max_length_tokens,
+        evaluation_tokens=train.micro_batch_size
+        * (recipe.data.pack_length_tokens or recipe.data.max_length_tokens),
         group=this_group(),
         engine=current(),
         callbacks=[EpochMarks(intervals, saves_at_end=saves_at_end), *callbacks],
