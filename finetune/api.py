@@ -366,6 +366,7 @@ def export(
     verify: str = "full",
     max_kl: float | None = None,
     rank: int | None = None,
+    group_size: int | None = None,
 ) -> "ExportReport | VllmAdapter":
     """Write a run, an adapter on its base or a whole model as a file that other programs run, and check it
     there.
@@ -373,15 +374,17 @@ def export(
     `quantize` is the type of the weights (finetune.exporters.gguf.types); `adapter_only` writes the adapter
     alone, for llama.cpp's --lora. `verify` is full (the file in llama.cpp beside what was exported), tensors
     (read back and compared) or none; `max_kl` bounds the mean KL of the predictions, in nats a token. Format
-    vllm writes an adapter as vLLM loads it: plain LoRA of one rank, a DoRA's nearest one of `rank`. Raises
-    ExportError for what the format can't hold, and CheckFailed where a check doesn't hold.
+    vllm writes an adapter as vLLM loads it: plain LoRA of one rank, a DoRA's nearest one of `rank`. Formats
+    compressed (`quantize` is fp8, int8 or int4, `group_size` how many integers have a scale) and nf4 write
+    folders for transformers, in which full compares the predictions. Raises ExportError for what the format
+    can't hold, and CheckFailed where a check doesn't hold.
     """
     from finetune.exporting.export import ExportOptions
     from finetune.exporting.export import export as exporting
 
     target = resolve_target(str(_path(model)), None if base is None else str(base))
     return exporting(
-        target, Path(output), ExportOptions(format, quantize, adapter_only, verify, max_kl, rank)
+        target, Path(output), ExportOptions(format, quantize, adapter_only, verify, max_kl, rank, group_size)
     )
 
 
