@@ -97,6 +97,11 @@ class Scales:
     offset: float
     """The mean of the scales, which is taken away before."""
 
+    def are(self, other: "Scales") -> bool:
+        """Whether both are the same, bit for bit."""
+        same = torch.equal(self.codes, other.codes) and torch.equal(self.largest, other.largest)
+        return same and self.offset == other.offset
+
 
 class Nf4Weights(QuantizedWeights):
     """The folder's tensors: 4-bit numbers, scales in 8 bit, their own scales, and what says how."""
@@ -145,16 +150,11 @@ class Nf4Weights(QuantizedWeights):
             first += len(packed)
 
     def _computed_scales(self, source: str) -> Scales:
-        from bitsandbytes import functional as bitsandbytes
-
         found = []
         for numbers in self._whole_blocks(source):
             filled = functional.pad(numbers, (0, -len(numbers) % BLOCK))
             found.append(filled.view(-1, BLOCK).abs().amax(1).float())
-        scales = torch.cat(found)
-        offset = scales.mean()
-        codes, state = bitsandbytes.quantize_blockwise(scales - offset, blocksize=NESTED_BLOCK)
-        return Scales(codes, state.absmax, offset.item())
+        return _quantized(torch.cat(found))
 
     def _whole_blocks(self, source: str) -> Iterator[torch.Tensor]:
         """A weight's numbers one after the other, cut where scales begin, wherever its rows end."""
@@ -179,22 +179,35 @@ class Nf4Weights(QuantizedWeights):
         return json.dumps(before | nested).ljust(shortest + LONGEST_FLOAT).encode()
 
     def compare(self, layer: str, stored: StoredWeights) -> Deviation:
-        """bitsandbytes' own reading of what is stored, beside its own quantising of the whole weight."""
+        """bitsandbytes' own reading of what is stored, beside its own quantising of the weight."""
         from bitsandbytes import functional as bitsandbytes
 
-        source = self.layers[layer]
-        parts = {part.kind: stored.whole(f"{layer}.{part.kind}") for part in self.parts_of(source)}
-        packed = parts.pop("weight")
-        state = bitsandbytes.QuantState.from_dict(parts, torch.device("cpu"))
-        found = bitsandbytes.dequantize_4bit(packed, state)
-        whole = torch.cat([rows for _, rows in self.weights.blocks(source)])
-        theirs, its = bitsandbytes.quantize_4bit(whole, quant_type="nf4", compress_statistics=True)
-        same = torch.equal(packed, theirs) and torch.equal(found, bitsandbytes.dequantize_4bit(theirs, its))
-        apart = sum(float((one.double() - other).square().sum()) for one, other in _split(found, whole))
-        size = sum(float(rows.double().square().sum()) for rows, _ in _split(whole, whole))
-        return Deviation(relative(apart, size), same)
+        source, first, own, is_same, apart, whole = self.layers[layer], 0, [], True, 0.0, 0.0
+        kinds = [part.kind for part in self.parts_of(source) if part.kind != "weight"]
+        parts = {kind: stored.whole(f"{layer}.{kind}") for kind in kinds}
+        state: Any = bitsandbytes.QuantState.from_dict(parts, torch.device("cpu"))
+        scales = bitsandbytes.dequantize_blockwise(state.absmax, state.state2) + state.offset
+        for numbers in self._whole_blocks(source):
+            packed, theirs = bitsandbytes.quantize_4bit(numbers, quant_type="nf4", blocksize=BLOCK)
+            held = stored.rows(f"{layer}.weight", first // 2, first // 2 + len(packed))
+            is_same &= torch.equal(held, packed)
+            own.append(theirs.absmax)
+            theirs.absmax = scales[first // BLOCK :][: len(theirs.absmax)]
+            theirs.code = state.code
+            found = bitsandbytes.dequantize_4bit(held, theirs)
+            apart += float((found.double() - numbers).square().sum())
+            whole += float(numbers.double().square().sum())
+            first += len(numbers)
+        its = Scales(state.absmax, state.state2.absmax, state.offset.item())
+        is_same &= its.are(_quantized(torch.cat(own))) and list(state.shape) == list(
+            self.weights.shape(source)
+        )
+        return Deviation(relative(apart, whole), is_same)
 
 
-def _split(one: torch.Tensor, other: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Two tensors in blocks of a thousand rows, so that float64 takes little room."""
-    yield from zip(one.split(1000), other.split(1000), strict=True)
+def _quantized(scales: torch.Tensor) -> Scales:
+    from bitsandbytes import functional as bitsandbytes
+
+    offset = scales.mean()
+    codes, state = bitsandbytes.quantize_blockwise(scales - offset, blocksize=NESTED_BLOCK)
+    return Scales(codes, state.absmax, offset.item())
