@@ -369,6 +369,7 @@ def export(
     rounding: str | None = None,
     seed: int | None = None,
     calibration: "AnyRecipe | None" = None,
+    group_size: int | None = None,
 ) -> "ExportReport | VllmAdapter":
     """Write a run, an adapter on its base or a whole model as a file that other programs run, and check it
     there.
@@ -376,9 +377,11 @@ def export(
     `quantize` is the type of the weights (finetune.exporters.gguf.types); `adapter_only` writes the adapter
     alone, for llama.cpp's --lora. `verify` is full (the file in llama.cpp beside what was exported), tensors
     (read back and compared) or none; `max_kl` bounds the mean KL of the predictions, in nats a token. Format
-    vllm writes an adapter as vLLM loads it: plain LoRA of one rank, a DoRA's nearest one of `rank`.
-    `rounding`, `seed` and `calibration` are merge's, for weights in bf16 and f16. Raises ExportError for
-    what the format can't hold, and CheckFailed where a check doesn't hold.
+    vllm writes an adapter as vLLM loads it: plain LoRA of one rank, a DoRA's nearest one of `rank`. Formats
+    compressed (`quantize` is fp8, int8 or int4, `group_size` how many integers have a scale) and nf4 write
+    folders for transformers, in which full compares the predictions.
+    `rounding`, `seed` and `calibration` are merge's, for weights in bf16 and f16. Raises ExportError for what
+    the format can't hold, and CheckFailed where a check doesn't hold.
     """
     from finetune.exporting.export import ExportOptions
     from finetune.exporting.export import export as exporting
@@ -388,7 +391,9 @@ def export(
     rows = None if calibration is None else load_recipe(calibration).recipe
     asked = RoundingRequest(rounding, seed, rows)
     return exporting(
-        target, Path(output), ExportOptions(format, quantize, adapter_only, verify, max_kl, rank, asked)
+        target,
+        Path(output),
+        ExportOptions(format, quantize, adapter_only, verify, max_kl, rank, asked, group_size),
     )
 
 

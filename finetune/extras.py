@@ -9,6 +9,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "metrics": {"sacrebleu": "sacrebleu", "sklearn": "scikit-learn", "rouge_score": "rouge-score"},
     "plots": {"plotext": "plotext", "matplotlib": "matplotlib"},
     "gguf": {"gguf": "gguf", "xllamacpp": "xllamacpp"},
+    "compressed": {"compressed_tensors": "compressed-tensors"},
     "benchmarks": {"lm_eval": "lm-eval"},
 }
 """The extras of pyproject.toml: for each the modules that are imported, and the packages that hold them."""

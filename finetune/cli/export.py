@@ -28,8 +28,8 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            help="gguf (a file for llama.cpp and LM Studio), ollama (with a Modelfile), or vllm (an adapter "
-            "as vLLM loads it)."
+            help="gguf (a file for llama.cpp and LM Studio), ollama (with a Modelfile), vllm (an adapter as "
+            "vLLM loads it), compressed (weights in fp8, int8 or int4 for vLLM) or nf4 (for bitsandbytes)."
         ),
     ],
     quantize: Annotated[
@@ -37,7 +37,13 @@ def export(
         typer.Option(
             metavar="TYPE",
             help="f16 (when absent), f32, bf16, q8_0, q5_0, q5_1, q4_0, q4_1, q6_k, q5_k_m, q4_k_m, q3_k_m, "
-            "q2_k.",
+            "q2_k; with compressed fp8, int8 or int4.",
+        ),
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="With compressed int8 and int4, how many numbers have a scale; when absent 128."
         ),
     ] = None,
     adapter_only: Annotated[
@@ -45,11 +51,14 @@ def export(
     ] = False,
     base: BaseOption = None,
     verify: Annotated[
-        str, typer.Option(help="full (the file in llama.cpp beside what was exported), tensors or none.")
+        str,
+        typer.Option(
+            help="full (the export in llama.cpp or transformers beside what was exported), tensors or none."
+        ),
     ] = "full",
     max_kl: Annotated[
         float | None,
-        typer.Option(help="The largest mean KL of llama.cpp's predictions, in nats a token; else by type."),
+        typer.Option(help="The largest mean KL of the export's predictions, in nats a token; else by type."),
     ] = None,
     rank: Annotated[
         int | None,
@@ -88,6 +97,7 @@ def export(
         rounding=rounding,
         seed=seed,
         calibration=calibration,
+        group_size=group_size,
     )
     pushed = None if push is None else api.push(output, push, private=private)
     if as_json:

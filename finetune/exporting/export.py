@@ -23,6 +23,7 @@ from finetune.exporting.adapter_only import base_file, plan_adapter, plan_base
 from finetune.exporting.inputs import ExportInputs, read_inputs
 from finetune.exporting.ollama.modelfile import MODELFILE, modelfile
 from finetune.exporting.ollama.translation import translate
+from finetune.exporting.quantized import FOLDERS, export_quantized, folder_format
 from finetune.exporting.report import RECORD, ExportReport
 from finetune.exporting.tensors import TensorComparison, compare_tensors, read_back
 from finetune.exporting.vllm import VllmAdapter, export_for_vllm
@@ -36,7 +37,9 @@ from finetune.merging.verification.lazy_model import fits_in_memory, model_of
 from finetune.models.device import choose_threads
 from finetune.runs.target import Target
 
-FORMATS = ("gguf", "ollama", "vllm")
+FORMATS = ("gguf", "ollama", "vllm", *FOLDERS)
+MERGED = ("mlx", "safetensors", "transformers")
+"""What others call the folder that `finetune merge` writes."""
 CHECKS = ("full", "tensors", "none")
 SIXTEEN_BITS = {"f16": torch.float16, "bf16": torch.bfloat16}
 """The types whose rounding can be chosen."""
@@ -58,6 +61,8 @@ class ExportOptions:
     """Of what stands for a DoRA in vLLM; the adapter's own where it is None."""
     rounding: RoundingRequest = field(default_factory=RoundingRequest)
     """How the weights that an adapter changes become bf16 or f16."""
+    group_size: int | None = None
+    """Of integers in a compressed folder: how many have a scale together."""
 
     @property
     def type(self) -> str:
@@ -67,38 +72,49 @@ class ExportOptions:
     def refuse_bad(self) -> None:
         """Raises ExportError for a value that an option doesn't have, and for two that contradict each
         other."""
+        if self.format in MERGED:
+            raise ExportError(
+                f"--format is {self.format!r}: finetune merge writes that folder, of safetensors as "
+                "transformers and mlx_lm load them."
+            )
+        is_folder = self.format in FOLDERS
         for option, value, known in (
             ("--format", self.format, FORMATS),
-            ("--quantize", self.type, tuple(QUANTIZATIONS)),
+            ("--quantize", None if is_folder else self.type, (None, *QUANTIZATIONS)),
             ("--verify", self.check, CHECKS),
         ):
             if value not in known:
-                raise ExportError(f"{option} is {value!r}; expected one of {', '.join(known)}.")
-        self.rounding.refuse_contradictions(None)
-        if self.type not in SIXTEEN_BITS:
-            self.rounding.refuse_without_rounding(f"--quantize {self.type}")
-        for option, is_there in (
-            ("--format vllm", self.format == "vllm"),
-            ("--adapter-only", self.adapter_only),
-        ):
-            if is_there:
-                self.rounding.refuse_without_rounding(option)
+                raise ExportError(f"{option} is {value!r}; expected one of {', '.join(filter(None, known))}.")
+        self._refuse_rounding()
+        if is_folder:
+            folder_format(self.format, self.quantize, self.group_size)
+        elif self.group_size is not None:
+            raise ExportError("--group-size is for --format compressed: leave it out.")
         if self.format == "vllm":
             self._refuse_beside_vllm()
         elif self.rank is not None:
             raise ExportError("--rank is for --format vllm: leave it out.")
-        if self.format == "ollama" and self.adapter_only:
-            raise ExportError("--adapter-only is for --format gguf: an Ollama model is exported whole.")
+        if self.format != "gguf" and self.adapter_only:
+            raise ExportError("--adapter-only is for --format gguf: another one is exported whole.")
         if self.max_kl is None:
             return
         if not 0 < self.max_kl < float("inf"):
             raise ExportError(f"--max-kl is {self.max_kl}; expected a number of nats above 0.")
         if self.check != "full":
             raise ExportError(
-                f"--max-kl bounds what llama.cpp predicts, and --verify {self.check} doesn't run it: leave "
+                f"--max-kl bounds what the export predicts, and --verify {self.check} doesn't run it: leave "
                 "one out."
             )
-        refuse_without(WHEEL, "--max-kl, which bounds what llama.cpp predicts,")
+        if not is_folder:
+            refuse_without(WHEEL, "--max-kl, which bounds what llama.cpp predicts,")
+
+    def _refuse_rounding(self) -> None:
+        self.rounding.refuse_contradictions(None)
+        if self.format not in ("gguf", "ollama"):
+            self.rounding.refuse_without_rounding(f"--format {self.format}")
+        elif self.adapter_only or self.type not in SIXTEEN_BITS:
+            other = "--adapter-only" if self.adapter_only else f"--quantize {self.type}"
+            self.rounding.refuse_without_rounding(other)
 
     def _refuse_beside_vllm(self) -> None:
         given = {
@@ -130,6 +146,9 @@ def export(target: Target, output: Path, options: ExportOptions) -> ExportReport
     refuse_existing(output)
     if options.format == "vllm":
         return export_for_vllm(target, output, options.rank)
+    if options.format in FOLDERS:
+        form = folder_format(options.format, options.quantize, options.group_size)
+        return export_quantized(target, output, form, options.check, options.max_kl)
     inputs = read_inputs(target)
     work = _Adapter(inputs, options) if options.adapter_only else _Model(inputs, options)
     with unfinished(output) as folder:

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.exporting.llama_cpp.check import LlamaCppCheck
+    from finetune.exporting.predictions import PredictionCheck
     from finetune.exporting.tensors import TensorComparison
     from finetune.merging.rounding.choice import RoundingChoice
 
 RECORD = "export.json"
+RUNS_IN = {"compressed": "transformers", "nf4": "transformers"}
+"""What a format is checked in, where that isn't llama.cpp."""
+TAGS = {"compressed": "[compressed-tensors]", "nf4": "[bitsandbytes]"}
+"""Of a card, where they aren't [gguf]."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +38,22 @@ class ExportReport:
     coarser: dict[str, str]
     """Tensors whose rows are no whole blocks of the type that they would have, and the type that they
     have."""
-    rounding: "RoundingChoice | None"
-    """How what an adapter changes became 16-bit numbers; None where no weights did."""
     notes: tuple[str, ...]
     tensors: "TensorComparison | None"
     """What was read back; None where nobody looked."""
     llama_cpp: "LlamaCppCheck | None"
     """What llama.cpp made of it; None where it did not run, and `not_run` says why."""
     not_run: str | None
+    rounding: "RoundingChoice | None" = None
+    """How what an adapter changes became 16-bit numbers; None where no weights did."""
+    predictions: "PredictionCheck | None" = None
+    """Of a folder for transformers: what it makes of rows; None where it did not run."""
 
     @property
     def failures(self) -> list[str]:
         """The bounds that don't hold, in words."""
-        return [
-            wrong for check in (self.tensors, self.llama_cpp) if check is not None for wrong in check.failures
-        ]
+        checks = (self.tensors, self.llama_cpp, self.predictions)
+        return [wrong for check in checks if check is not None for wrong in check.failures]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -75,16 +81,16 @@ class ExportReport:
                 )
             )
         lines += self.tensors.lines() if self.tensors is not None else []
-        if self.llama_cpp is not None:
-            lines += self.llama_cpp.lines()
-        elif self.not_run is not None:
-            lines.append(("llama.cpp", f"did not run: {self.not_run}"))
+        for check in (self.llama_cpp, self.predictions):
+            lines += check.lines() if check is not None else []
+        if self.not_run is not None:
+            lines.append((RUNS_IN.get(self.format, "llama.cpp"), f"did not run: {self.not_run}"))
         return lines + [("note", note) for note in self.notes]
 
     def write(self, folder: Path) -> None:
         """export.json, and README.md for whoever finds the folder."""
         (folder / RECORD).write_text(json.dumps(self.as_dict(), indent=1) + "\n")
-        card = ["---", "tags: [gguf]" if self.format != "safetensors" else "tags: [merged]", "---", ""]
+        card = ["---", f"tags: {TAGS.get(self.format, '[gguf]')}", "---", ""]
         card += [f"# {Path(self.base).name}, fine-tuned" if self.adapter else f"# {Path(self.base).name}", ""]
         card += [f"- base: {self.base}", *([f"- adapter: {self.adapter}"] if self.adapter else [])]
         card += [

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from finetune.errors import ExportError
+from finetune.exporters.finite import largest_number
 from finetune.exporters.gguf.library import library
 from finetune.exporters.gguf.types import BY_LLAMA_CPP, row_bytes
 from finetune.models.safetensors import raw
@@ -19,25 +20,16 @@ def encode(rows: torch.Tensor, kind: str, name: str) -> torch.Tensor:
 
     Raises ExportError where a number isn't finite, or beyond what float16 holds.
     """
-    _refuse_infinite(rows, kind, name)
-    if kind in TORCH_TYPES:
-        return raw(rows.to(TORCH_TYPES[kind])).view(len(rows), -1)
-    numbers = rows.float().contiguous()
-    return _by_llama_cpp(numbers, kind) if kind in BY_LLAMA_CPP else _by_gguf(numbers, kind)
-
-
-def _refuse_infinite(rows: torch.Tensor, kind: str, name: str) -> None:
-    if not rows.numel():
-        return
-    least, most = (float(bound) for bound in torch.aminmax(rows))
-    largest = max(abs(least), abs(most))
-    if not largest < float("inf"):
-        raise ExportError(f"{name} contains NaN or infinity: the model is damaged; export one that answers.")
+    largest = largest_number(rows, name)
     if kind == "F16" and largest > LARGEST_F16:
         raise ExportError(
             f"{name} holds a number of {largest:,.0f}, and float16 ends at {LARGEST_F16:,}: choose "
             "--quantize bf16, f32 or q8_0."
         )
+    if kind in TORCH_TYPES:
+        return raw(rows.to(TORCH_TYPES[kind])).view(len(rows), -1)
+    numbers = rows.float().contiguous()
+    return _by_llama_cpp(numbers, kind) if kind in BY_LLAMA_CPP else _by_gguf(numbers, kind)
 
 
 def _by_gguf(numbers: torch.Tensor, kind: str) -> torch.Tensor:

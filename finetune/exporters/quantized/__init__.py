@@ -1,0 +1,1 @@
+"""Folders of safetensors whose linear layers are quantised, as transformers loads them."""
