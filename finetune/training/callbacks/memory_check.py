@@ -22,6 +22,9 @@ from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
 
+USABLE = 0.9
+"""Of a GPU's memory, when something larger is recommended: batches of many lengths leave gaps."""
+
 SMALLEST_TRIED = 16
 """After a failure the batch is halved until it fits, down to this part of it."""
 
@@ -42,6 +45,8 @@ class MemoryCheck(TrainerCallback):
     ) -> None:
         """Raises TrainingError where a batch doesn't fit."""
         started = time.perf_counter()
+        on_gpu = self.trainer.args.device.type == "cuda"
+        held = torch.cuda.memory_allocated() if on_gpu else 0
         batches = self.trainer.feed.heaviest()
         for documents in batches:
             if not self._fits(documents):
@@ -52,6 +57,16 @@ class MemoryCheck(TrainerCallback):
             f"rehearsed the heaviest batches ({heaviest:,} tokens, longest document {longest:,}) in "
             f"{time.perf_counter() - started:.1f} s: at most {peak_memory_words()}"
         )
+        if on_gpu:
+            self._say_what_would_fit(held)
+
+    def _say_what_would_fit(self, held: int) -> None:
+        train, now = self.recipe.train, self.recipe.train.micro_batch_size
+        whole = torch.cuda.get_device_properties(self.trainer.args.device).total_memory
+        share = train.global_batch_size // self.trainer.feed.batching.world_size
+        most = largest_micro_batch(held, torch.cuda.max_memory_reserved(), whole, now, share)
+        if most > now:
+            logger.info(f"train.micro_batch_size: {most} would fit too (it is {now})")
 
     def _batch(self, documents: list[Document]) -> dict[str, Any]:
         batch = collate(documents, self.trainer.feed.batching, step=0)
@@ -129,6 +144,21 @@ class MemoryCheck(TrainerCallback):
             f"{data.max_length_tokens:,}) does not fit; {found}. Set "
             f"{', or '.join(knobs) if knobs else 'a smaller base'}. Nothing was trained."
         )
+
+
+def largest_micro_batch(held: int, peak: int, whole: int, micro_batch_size: int, share: int) -> int:
+    """The largest micro-batch that fits a GPU of `whole` bytes, of those that cut a process's share of a
+    global batch into equal parts; the present one where no larger one does.
+
+    `held` are the bytes of weights and optimizer, `peak` all that the present one needs.
+    """
+    each = (peak - held) / micro_batch_size
+    fits = [
+        size
+        for size in range(micro_batch_size + 1, share + 1)
+        if share % size == 0 and held + size * each <= USABLE * whole
+    ]
+    return max(fits, default=micro_batch_size)
 
 
 def _shortened(documents: list[Document], part: int, documents_per_row: int) -> list[Document]:

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune.models.device import generators_kept
 from finetune.training import build
+from finetune.training.callbacks.memory_check import largest_micro_batch
 from tests.support.processes import adapter_of, assert_equal, start
 from tests.support.recipes import MakeRecipe
 
@@ -138,3 +139,18 @@ def test_generators_of_other_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch
         warnings.simplefilter("error")
         with generators_kept(torch.device("cpu")):
             torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    ("peak", "micro", "share", "expected"),
+    [
+        (20, 1, 8, 8),
+        (20, 1, 12, 6),
+        (20, 2, 16, 16),
+        (60, 1, 8, 1),
+        (20, 1, 1, 1),
+    ],
+)
+def test_a_larger_micro_batch_that_fits_is_found(peak: int, micro: int, share: int, expected: int) -> None:
+    """By what weights and optimizer hold (10 of 100) and what the present one adds."""
+    assert largest_micro_batch(10, peak, 100, micro, share) == expected
