@@ -18,6 +18,7 @@ data:
       - {{generated: orders, split: held_out, rows: 4, format: messages}}
 train: {{global_batch_size: 4, micro_batch_size: 4, max_steps: {steps}, epochs: null}}
 adapter: {{method: {method}}}
+evaluate: {{max_new_tokens: 16}}
 output: {{folder: runs, name: real}}
 """
 ROUNDING = {"bfloat16": ("--rounding", "nearest")}
