@@ -45,7 +45,8 @@ class ExportOptions:
 
     format: str
     quantize: str | None = None
-    """One of QUANTIZATIONS; f16 where it is None."""
+    """One of QUANTIZATIONS, f16 where it is None; of a compressed folder one of its own, which must be
+    named."""
     adapter_only: bool = False
     check: str = "full"
     """full, tensors or none."""
