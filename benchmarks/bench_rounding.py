@@ -24,7 +24,7 @@ import torch
 
 import finetune
 from finetune.errors import CheckFailed
-from finetune.merging.inputs import MergeOptions, read_parts
+from finetune.merging.inputs import read_parts
 from finetune.merging.merged_weights import MergedWeights, Updates
 from finetune.merging.output import VERIFICATION_FILE, failed_name
 from finetune.merging.rounding import choice
@@ -139,11 +139,11 @@ def decisions(run: Path) -> str:
     updates = Updates(parts.stored, parts.config, parts.adapters)
     config = parts.merged_config(vocabulary=updates.vocabulary, tied=updates.stays_tied).expected()
     exact = MergedWeights(parts.stored, updates, None)
-    options = MergeOptions(0, "full", "16bit", RoundingRequest("calibrated"))
+    asked = RoundingRequest("calibrated")
     found, default = {}, choice.DRAWN_ULPS_WITH_FEEDBACK
     for name, bound in (("nearest", 0.0), ("stochastic", float("inf"))):
         choice.DRAWN_ULPS_WITH_FEEDBACK = bound
-        found[name], _ = choice.choose_rounding(parts, exact, config, options)
+        found[name], _ = choice.choose_rounding(parts, exact, config, asked, computes=True)
     choice.DRAWN_ULPS_WITH_FEEDBACK = default
     kl = choice.distances(parts, exact, config, found)
     return ", ".join(f"{name} {value:.1e}" for name, value in kl.items())

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import sys
 import tomllib
@@ -9,13 +10,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune import __version__
 from finetune.extras import DISTRIBUTION, EXTRAS, is_installed
 
+if TYPE_CHECKING:
+    import torch
+
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
+DRIVER = Path("/proc/driver/nvidia/version")
 OPTIONAL = {
     "bitsandbytes": "adapter.method qlora and train.optimizer adamw_8bit are refused without it",
+    "flash_attn": "not needed: on a GPU attention is torch's own without it",
+    "liger_kernel": "not needed: on a GPU the loss is the toolkit's own without it",
     "trackio": "tracking.tracker trackio is refused without it",
     "wandb": "tracking.tracker wandb is refused without it",
 }
@@ -46,8 +54,12 @@ def examine() -> Iterator[Fact]:
 def use() -> Iterator[Fact]:
     """What a run with precision auto takes."""
     from finetune.engines.launch.allocator import allocator
-    from finetune.models.device import choose_device, choose_precision
+    from finetune.models.device import choose_device, choose_precision, unusable_gpu
 
+    unusable = unusable_gpu()
+    if unusable is not None:
+        yield Fact("will be used", "device", "none", f"training is refused: {unusable}")
+        return
     device, precision = choose_device(), choose_precision("auto")
     why = {
         "cuda": "there is a CUDA device",
@@ -56,7 +68,20 @@ def use() -> Iterator[Fact]:
     }
     yield Fact("will be used", "device", str(device), why[device.type])
     yield Fact("will be used", "precision", precision.name, precision.reason)
+    yield from kernels(device, precision.dtype)
     yield Fact("will be used", "allocator", *allocator())
+
+
+def kernels(device: "torch.device", dtype: "torch.dtype") -> Iterator[Fact]:
+    """What attention and loss of a LLaMA are computed by."""
+    from transformers import LlamaConfig
+
+    from finetune.models.kernels.attention import choose_attention
+    from finetune.models.loss import liger_is_usable
+
+    yield Fact("will be used", "attention", choose_attention(device, dtype, LlamaConfig()))
+    liger = device.type == "cuda" and liger_is_usable()
+    yield Fact("will be used", "loss", "Liger's kernel" if liger else "the toolkit's own, a chunk at a time")
 
 
 def processor() -> Iterator[Fact]:
@@ -96,18 +121,22 @@ def devices() -> Iterator[Fact]:
     """GPUs and their memory."""
     import torch
 
+    from finetune.models.device import unusable_gpu
+
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             found = torch.cuda.get_device_properties(index)
             kind = f"compute capability {found.major}.{found.minor}"
-            yield Fact("devices", f"cuda:{index}", found.name, f"{found.total_memory / 1e9:.1f} GB, {kind}")
+            free, whole = (f"{size / 1e9:.1f} GB" for size in torch.cuda.mem_get_info(index))
+            yield Fact("devices", f"cuda:{index}", found.name, f"{whole}, {free} free, {kind}")
+        yield from cuda()
     else:
-        reason = (
+        built = (
             "this torch was built without it"
             if torch.version.cuda is None
             else "no device or driver was found"
         )
-        yield Fact("devices", "CUDA", "none", reason)
+        yield Fact("devices", "CUDA", "none", unusable_gpu() or built)
     if platform.system() == "Darwin":
         there = torch.backends.mps.is_available()
         yield Fact(
@@ -116,6 +145,35 @@ def devices() -> Iterator[Fact]:
             "present" if there else "none",
             "fp32 unless the recipe says otherwise" if there else "",
         )
+
+
+def cuda() -> Iterator[Fact]:
+    """Versions of what computes on NVIDIA's GPUs, their links, and what compiles kernels for them."""
+    import torch
+
+    from finetune.models.kernels.compiler import c_compiler
+
+    match = re.search(r"\d{3,}\.\d+(\.\d+)?", DRIVER.read_text()) if DRIVER.is_file() else None
+    yield Fact(
+        "devices", "driver", match[0] if match else "unknown", f"torch is for CUDA {torch.version.cuda}"
+    )
+    yield Fact("devices", "cuDNN", str(torch.backends.cudnn.version()))
+    if torch.distributed.is_nccl_available():
+        version = torch.cuda.nccl.version()
+        yield Fact("devices", "NCCL", ".".join(map(str, version)), "between the processes of --launch")
+    count = torch.cuda.device_count()
+    apart = [
+        f"{one}-{other}"
+        for one in range(count)
+        for other in range(one + 1, count)
+        if not torch.cuda.can_device_access_peer(one, other)
+    ]
+    if count > 1:
+        remark = f"not between {', '.join(apart)}, which meet in the host's memory" if apart else ""
+        yield Fact("devices", "links", "some" if apart else "between all GPUs", remark)
+    compiler = c_compiler()
+    without = "Triton's kernels (Liger's loss) can't be compiled" if compiler is None else ""
+    yield Fact("devices", "C compiler", compiler or "absent", without)
 
 
 def packages() -> Iterator[Fact]:
@@ -162,6 +220,7 @@ def version_of(package: str) -> str | None:
 def extras() -> Iterator[Fact]:
     """What is there only on some machines, and what is refused without it."""
     from finetune.engines import registry
+    from finetune.engines.base import find_program
 
     packages = {package.name: package.without for engine in registry.ENGINES for package in engine.packages}
     programs = {program.name: program.without for engine in registry.ENGINES for program in engine.programs}
@@ -173,7 +232,7 @@ def extras() -> Iterator[Fact]:
         consequence = f'pip install "{DISTRIBUTION}[{extra}]" adds {", ".join(missing)}' if missing else ""
         yield Fact("extras", extra, "absent" if missing else "present", consequence)
     for name, consequence in programs.items():
-        path = shutil.which(name)
+        path = find_program(name)
         yield Fact("extras", name, "present" if path else "absent", "" if path else consequence)
 
 

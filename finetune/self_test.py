@@ -23,7 +23,7 @@ from finetune.engines import registry
 from finetune.engines.launch.check import check_launch, plan_launch
 from finetune.engines.launch.worker import PROGRAM
 from finetune.errors import FinetuneError, LaunchError
-from finetune.models.device import cpu_has_native_bf16
+from finetune.models.device import choose_precision
 from finetune.recipe.load import load_recipe
 from finetune.training.build import versions
 
@@ -41,7 +41,9 @@ data:
   evaluation: {{fraction: 0.1}}
   max_length_tokens: 768
   pack_length_tokens: 768
-train: {{global_batch_size: 4, max_steps: 8, precision: fp32, learning_rate: 1e-3, save_every: 4}}
+train:
+  {{global_batch_size: 4, max_steps: 8, precision: fp32, learning_rate: 1e-3, save_every: 4,
+    deterministic: true}}
 tracking: {{tracker: none}}
 """
 
@@ -54,7 +56,9 @@ data:
   train: [{{path: {pairs}, format: preference}}]
   max_length_tokens: 128
   pack_length_tokens: 512
-train: {{global_batch_size: 4, max_steps: 8, precision: fp32, learning_rate: 1e-3, save_every: 4}}
+train:
+  {{global_batch_size: 4, max_steps: 8, precision: fp32, learning_rate: 1e-3, save_every: 4,
+    deterministic: true}}
 tracking: {{tracker: none}}
 """
 
@@ -164,7 +168,7 @@ def selftest() -> dict[str, Any]:
 
 def native_bf16() -> bool:
     """Whether this machine computes in bf16 itself."""
-    return torch.cuda.is_available() or cpu_has_native_bf16()
+    return choose_precision("auto").name == "bf16"
 
 
 def line_of(outcome: CaseResult) -> str:

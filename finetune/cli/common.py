@@ -38,6 +38,16 @@ BaseOption = Annotated[
         help="The adapter's base: a folder, a hub id or a GGUF file, in place of the one it names.",
     ),
 ]
+RoundingOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How weights become 16-bit ones: auto (when absent), nearest, stochastic or calibrated."
+    ),
+]
+SeedOption = Annotated[int | None, typer.Option(help="Of stochastic rounding; 0 when absent.")]
+CalibrationOption = Annotated[
+    str | None, typer.Option(help="A recipe whose rows calibrate the rounding; when absent the run's own.")
+]
 CompareOption = Annotated[
     str | None,
     typer.Option(

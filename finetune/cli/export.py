@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.common import BaseOption, JsonOption, out, print_json, tell_messages
+from finetune.cli.common import (
+    BaseOption,
+    CalibrationOption,
+    JsonOption,
+    RoundingOption,
+    SeedOption,
+    out,
+    print_json,
+    tell_messages,
+)
 
 
 def export(
@@ -55,6 +64,9 @@ def export(
         int | None,
         typer.Option(help="With vllm, of what stands for a DoRA; when absent the adapter's own."),
     ] = None,
+    rounding: RoundingOption = None,
+    seed: SeedOption = None,
+    calibration: CalibrationOption = None,
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Then upload the folder to the hub.")
     ] = None,
@@ -82,6 +94,9 @@ def export(
         verify=verify,
         max_kl=max_kl,
         rank=rank,
+        rounding=rounding,
+        seed=seed,
+        calibration=calibration,
         group_size=group_size,
     )
     pushed = None if push is None else api.push(output, push, private=private)

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.common import BaseOption, JsonOption, out, print_json, tell_messages
+from finetune.cli.common import (
+    BaseOption,
+    CalibrationOption,
+    JsonOption,
+    RoundingOption,
+    SeedOption,
+    out,
+    print_json,
+    tell_messages,
+)
 
 if TYPE_CHECKING:
     from finetune.merging.merge import MergeReport
@@ -33,17 +42,9 @@ def merge(
     qlora_base: Annotated[
         str, typer.Option(help="Of a QLoRA adapter: auto (measured), 16bit, nf4 or int8.")
     ] = "auto",
-    rounding: Annotated[
-        str | None,
-        typer.Option(
-            help="How weights become 16-bit ones: auto (when absent), nearest, stochastic or calibrated."
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of stochastic rounding; 0 when absent.")] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(help="A recipe whose rows calibrate the rounding; when absent the run's own."),
-    ] = None,
+    rounding: RoundingOption = None,
+    seed: SeedOption = None,
+    calibration: CalibrationOption = None,
     verify: Annotated[str, typer.Option(help="full (tensors, predictions, text), tensors or none.")] = "full",
     undoable: Annotated[
         bool, typer.Option("--undoable", help="Write undo.safetensors, by which finetune unmerge works.")

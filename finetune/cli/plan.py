@@ -73,6 +73,7 @@ def closing(found: "Plan") -> list[str]:
     """What follows from it."""
     load, lines = found.load, [""]
     if found.gpu_memory is not None:
+        lines.append("a GPU's memory      95 % of it is planned with: drivers and gaps take some")
         fastest = found.fastest
         lines.append(
             f"fastest that fits   {fastest.name}" if fastest else "fastest that fits   none of these"

@@ -25,6 +25,7 @@ KEYS: dict[str, tuple[str, str, str]] = {
         "per_device_train_batch_size",
     ),
     "train.seed": ("seed", "seed", "seed"),
+    "train.deterministic": ("", "full_determinism", "full_determinism"),
     "train.warmup_ratio": ("warmup_ratio", "warmup_ratio", "warmup_ratio"),
     "train.warmup_steps": ("warmup_steps", "warmup_steps", "warmup_steps"),
     "train.weight_decay": ("weight_decay", "weight_decay", "weight_decay"),

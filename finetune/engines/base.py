@@ -5,9 +5,12 @@ registry.py has the tuple of engines and says which one runs here. Methods that 
 accelerate import them when they are called.
 """
 
+import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from finetune.engines.keys import FileSection, text_of
@@ -63,6 +66,11 @@ class Requirement:
     """What is refused, or fails, without it."""
 
 
+def find_program(name: str) -> str | None:
+    """Where a program is: on the PATH, or beside this interpreter, whose environment may not be activated."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
 @dataclass(frozen=True)
 class Total:
     """What a training holds besides activations and the loss, in bytes, before it is shared out."""
@@ -75,8 +83,10 @@ class Total:
     """The optimizer's."""
     weight_bytes: int
     """Of one weight of the base."""
-    largest_layer: float
-    """Of a decoder layer, or of the embedding where that is larger."""
+    layer: float
+    """Of a decoder layer, as it is gathered: quantised, or in the arithmetic's type."""
+    head: float
+    """Of the head, or of the embedding, in the arithmetic's type."""
     half: bool
     """Whether the arithmetic is in bf16 or fp16."""
 
@@ -160,7 +170,10 @@ class Engine:
 
     def problem(self, recipe: Recipe) -> str | None:
         """What else in a recipe it can't do, and what to do; None where there is nothing."""
-        adapter = recipe.adapter
+        adapter, optimizer = recipe.adapter, recipe.train.optimizer
+        why = self.optimizer_problem(optimizer)
+        if why is not None:
+            return f"train.optimizer: {optimizer}: {why}"
         if self.shards_weights and recipe.objective.names_reference:
             return (
                 "objective.reference (an adapter): each process would hold the model under it whole, and "
@@ -171,6 +184,10 @@ class Engine:
                 f"adapter.init {adapter.init}: where weights are cut up or kept in bf16 its start was never "
                 "shown to be right. Take ddp, or adapter.init: default."
             )
+        return None
+
+    def optimizer_problem(self, name: str) -> str | None:
+        """Why it can't train with an optimizer, and what to take; None where it can."""
         return None
 
     def check_installed(self) -> None:
@@ -250,7 +267,7 @@ class Engine:
     def full_weight(self, parameter: "torch.nn.Parameter") -> "torch.Tensor":
         """A trained weight, gathered, in the precision of the optimizer, on the host. All processes must call
         this."""
-        return parameter.detach().cpu().clone()
+        return parameter.detach().to("cpu", copy=True)
 
     def full_shape(self, parameter: "torch.nn.Parameter") -> tuple[int, ...]:
         """The parameter's shape, of which this process may hold a share."""

@@ -13,7 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.engines.base import Engine, Guide, Held, Method, Part, Refusal, Requirement, Total
+from finetune.engines.base import (
+    Engine,
+    Guide,
+    Held,
+    Method,
+    Part,
+    Refusal,
+    Requirement,
+    Total,
+    find_program,
+)
 from finetune.engines.keys import (
     FileSection,
     as_norm,
@@ -28,6 +38,7 @@ from finetune.engines.keys import (
 )
 from finetune.errors import LaunchError
 from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.optimizers import known_optimizer
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +88,8 @@ class DeepSpeed(Engine):
     section = SECTION
     packages = (Requirement("deepspeed", "ZeRO sharding over several devices is refused without it"),)
     programs = tuple(
-        Requirement(name, "deepspeed can't compile its extension without it") for name in ("g++", "ninja")
+        Requirement(name, "deepspeed can't offload, or run on the CPU, without it")
+        for name in ("g++", "ninja")
     )
     takes_over = True
     steps_in_backward = True
@@ -108,17 +120,11 @@ class DeepSpeed(Engine):
         return super().refusal(method, precision) or (dora if method == "dora" else None)
 
     def problem(self, recipe: Recipe) -> str | None:
-        """New tokens, where weights are cut up; weights in bf16; optimizers that accelerate would replace
-        where their state is offloaded."""
+        """New tokens, where weights are cut up; weights in bf16."""
         if recipe.train.weights_dtype == "bf16":
             return "train.weights_dtype: bf16: DeepSpeed keeps float32 copies of what trains. Take ddp."
         if self.offloads and not recipe.train.adam_bias_correction:
             return "train.adam_bias_correction: false: an offloaded state is that of DeepSpeed's own AdamW"
-        if self.offloads and recipe.train.optimizer not in OFFLOADED_OPTIMIZERS:
-            return (
-                f"train.optimizer: {recipe.train.optimizer}: an offloaded state is that of DeepSpeed's own "
-                "AdamW. Take adamw, or an engine that doesn't offload."
-            )
         if recipe.model.new_tokens and self.shards_weights:
             return (
                 "model.new_tokens: peft gathers an embedding's rows under ZeRO-3 with CUDA's calls alone, "
@@ -126,20 +132,42 @@ class DeepSpeed(Engine):
             )
         return super().problem(recipe)
 
+    def optimizer_problem(self, name: str) -> str | None:
+        """Where the state is offloaded accelerate would replace it; else it gets flat shares of tensors."""
+        if self.offloads and name not in OFFLOADED_OPTIMIZERS:
+            return (
+                "an offloaded state is that of DeepSpeed's own AdamW. Take adamw, or an engine that doesn't "
+                "offload."
+            )
+        known = known_optimizer(name)
+        if known is None or known.elementwise:
+            return None
+        return (
+            "its update of a weight follows from the whole tensor, of which ZeRO gives it a flat share. Take "
+            "adamw or adamw_8bit; or ddp, which cuts nothing up."
+        )
+
     def check_installed(self) -> None:
-        """Raises LaunchError where DeepSpeed isn't installed, or can't build the part of it that offloading
-        needs."""
+        """Raises LaunchError where DeepSpeed isn't installed, or can't build what it needs here."""
         if importlib.util.find_spec("deepspeed") is None:
             raise LaunchError(
                 f"--launch {self.name} needs deepspeed, which is not installed: pip install deepspeed, or "
                 "take fsdp2."
             )
-        absent = [program.name for program in self.programs if shutil.which(program.name) is None]
-        if absent:
+        absent = [program.name for program in self.programs if find_program(program.name) is None]
+        if absent and self._compiles():
             raise LaunchError(
                 f"DeepSpeed compiles an extension and needs {' and '.join(absent)}, which is not here; or "
                 "take fsdp2."
             )
+
+    def _compiles(self) -> bool:
+        """Whether DeepSpeed compiles an extension: for offloading, and between processes on the CPU."""
+        if self.offloads:
+            return True
+        import torch
+
+        return not torch.cuda.is_available()
 
     def is_asked_for(self, values: Mapping[str, Any]) -> bool:
         """By stage, and by whether something is offloaded."""
@@ -195,11 +223,13 @@ class DeepSpeed(Engine):
 
     def settle_environment(self) -> None:
         """Without it a checkpoint of ZeRO-3 would hold shares only."""
+        reach_ninja()
         if self.shards_weights:
             os.environ[SAVES_WHOLE] = "true"
 
     def prepare_launch(self) -> None:
         """Builds that a killed process left locked would let all others wait for ever."""
+        reach_ninja()
         remove_stale_builds()
 
     def loading(self, precision: str) -> AbstractContextManager[None]:
@@ -243,7 +273,7 @@ class DeepSpeed(Engine):
 
         whole: torch.Tensor | None = safe_get_full_fp32_param(parameter)
         assert whole is not None  # noqa: S101 - each trained parameter is in the optimizer
-        return whole.detach().cpu().clone()
+        return whole.detach().to("cpu", copy=True)
 
     def full_shape(self, parameter: "torch.nn.Parameter") -> tuple[int, ...]:
         """ZeRO-3 leaves a share of the weight, and its shape beside it."""
@@ -267,8 +297,12 @@ class DeepSpeed(Engine):
         return min(total.weights, LIVE_WEIGHTS * total.weight_bytes)
 
     def memory(self, total: Total, processes: int) -> Held:
-        """With float32 copies of what trains in bf16; offloaded, the host has the state, and with stage 3 the
-        weights."""
+        """What trains is held in 16 bit where it computes so, beside shares of float32 copies; offloaded, the
+        host has the state, and with stage 3 the weights."""
+        if total.half:
+            total = replace(
+                total, weights=total.weights - total.gradients / 2, weight_bytes=min(total.weight_bytes, 2)
+            )
         held = super().memory(total, processes)
         if self.offloads:
             return replace(
@@ -280,6 +314,13 @@ class DeepSpeed(Engine):
 def is_auto(value: Any) -> bool:
     """Whether accelerate fills a key in."""
     return str(value).lower() == "auto"
+
+
+def reach_ninja() -> None:
+    """Let torch, which looks on the PATH alone, find the ninja that is installed beside this interpreter."""
+    found = find_program("ninja")
+    if found is not None and shutil.which("ninja") is None:
+        os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(found).parent)))
 
 
 def remove_stale_builds(minutes: float = 10.0) -> None:

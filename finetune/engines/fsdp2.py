@@ -23,6 +23,7 @@ from finetune.engines.keys import (
 )
 from finetune.models import architectures
 from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.optimizers import known_optimizer
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ class Fsdp2(Engine):
     switch = "ACCELERATE_USE_FSDP"
     section = SECTION
     takes_over = True
-    gathered_words = "one layer"
+    gathered_words = "two layers and the head"
 
     @property
     def shards(self) -> frozenset[Part]:
@@ -75,6 +76,16 @@ class Fsdp2(Engine):
         if recipe.train.weights_dtype == "bf16":
             return "train.weights_dtype: bf16: accelerate makes what FSDP2 trains float32. Take ddp."
         return super().problem(recipe)
+
+    def optimizer_problem(self, name: str) -> str | None:
+        """Those of bitsandbytes, and Adafactor, can't compute with DTensor."""
+        known = known_optimizer(name)
+        if known is None or known.takes_dtensor:
+            return None
+        return (
+            "it can't compute with FSDP2's shares of tensors. Take adamw, adam, sgd, rmsprop or adagrad; or "
+            "ddp, which cuts nothing up."
+        )
 
     def contradictions(self, values: Mapping[str, Any]) -> Iterator[str]:
         """FSDP1, and weights of the main process that the others would never get."""
@@ -146,15 +157,15 @@ class Fsdp2(Engine):
         from torch.distributed.tensor import DTensor
 
         weight = parameter.detach()
-        return (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu().clone()
+        return weight.full_tensor().cpu() if isinstance(weight, DTensor) else weight.to("cpu", copy=True)
 
     def resumes(self, then: Engine) -> bool:
         """Its checkpoints are not cut up by process: any number of processes loads them."""
         return then.name == self.name
 
     def gathered(self, total: Total) -> float:
-        """One decoder layer, or the embedding."""
-        return total.largest_layer
+        """A decoder layer, the one that is fetched ahead, and the head, which is asked for beside them."""
+        return 2 * total.layer + total.head
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch import distributed
 
 from finetune import environment
 from finetune.errors import LaunchError, PeerLost
+from finetune.models.device import is_out_of_memory
 
 EVERY_SECONDS = 0.05
 """How often the processes look whether all are there."""
@@ -141,13 +142,12 @@ LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", 
 
 @contextmanager
 def contact(group: Group) -> Iterator[None]:
-    """Turns the errors of torch's communication into a LaunchError."""
+    """Turns the errors of torch's communication into a LaunchError, but for those about memory."""
     try:
         yield
     except RuntimeError as error:
-        if group.world_size == 1 or not (
-            isinstance(error, distributed.DistError) or any(text in str(error) for text in LOST)
-        ):
+        lost = isinstance(error, distributed.DistError) or any(text in str(error) for text in LOST)
+        if group.world_size == 1 or not lost or is_out_of_memory(error):
             raise
         raise PeerLost(
             f"process {group.rank} lost the others: {str(error).splitlines()[0]} One of them ended, or the "

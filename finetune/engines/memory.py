@@ -26,6 +26,23 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def reserved_memory_bytes() -> int | None:
+    """The most that torch has taken of the GPU, blocks that lay free included; None without one."""
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
+
+
+def peak_memory_words() -> str:
+    """Both, for people."""
+    reserved, words = reserved_memory_bytes(), f"{peak_memory_bytes() / 1e9:.1f} GB"
+    if reserved is None:
+        return words
+    free, whole = torch.cuda.mem_get_info()
+    return (
+        f"{words} ({reserved / 1e9:.1f} GB reserved; {free / 1e9:.1f} of the GPU's {whole / 1e9:.1f} GB are "
+        "free now)"
+    )
+
+
 def allocator_name() -> str:
     """What allocates the host's memory: a preloaded library, or the system's own."""
     return Path(os.environ.get("LD_PRELOAD", "")).name or "the system's allocator"

@@ -31,13 +31,13 @@ def evaluable(trainer: Trains) -> Iterator[Any]:
         yield model
 
 
-def gathered_weights(trainer: Trains) -> dict[str, torch.Tensor]:
+def gathered_weights(trainer: Trains, *, keep: bool) -> dict[str, torch.Tensor]:
     """What is trained, gathered, in the precision of the optimizer, on the host; all processes must call
-    this.
+    this, and those that don't `keep` it hold one weight at a time, and get none.
 
     Names are those of the model without what an engine wraps around it.
     """
-    return dict(trained_weights(trainer))
+    return {name: weight for name, weight in trained_weights(trainer) if keep}
 
 
 def trained_weights(trainer: Trains) -> Iterator[tuple[str, torch.Tensor]]:

@@ -5,116 +5,36 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from finetune.errors import CheckFailed, ExportError
+from finetune.errors import CheckFailed
 from finetune.exporters.base import Written
 from finetune.exporters.gguf.described import describe
 from finetune.exporters.gguf.exporter import Gguf, GgufPlan
 from finetune.exporters.gguf.library import WHEEL, has_library
 from finetune.exporters.gguf.lora import LoraTensors
 from finetune.exporters.gguf.tensors import ModelTensors
-from finetune.exporters.gguf.types import QUANTIZATIONS
 from finetune.exporting.adapter_only import base_file, plan_adapter, plan_base
 from finetune.exporting.inputs import ExportInputs, read_inputs
 from finetune.exporting.ollama.modelfile import MODELFILE, modelfile
 from finetune.exporting.ollama.translation import translate
+from finetune.exporting.options import SIXTEEN_BITS, ExportOptions
 from finetune.exporting.quantized import FOLDERS, export_quantized, folder_format
 from finetune.exporting.report import RECORD, ExportReport
 from finetune.exporting.tensors import TensorComparison, compare_tensors, read_back
 from finetune.exporting.vllm import VllmAdapter, export_for_vllm
-from finetune.extras import refuse_without
+from finetune.merging.merged_weights import MergedWeights
 from finetune.merging.output import failed_name, refuse_existing, refuse_small_disk, unfinished
+from finetune.merging.rounding.choice import RoundingChoice
+from finetune.merging.rounding.request import RoundingRequest
+from finetune.merging.rounding.tokenizer import refuse_other_tokenizer
 from finetune.merging.verification.lazy_model import fits_in_memory, model_of
 from finetune.models.device import choose_threads
 from finetune.runs.target import Target
-
-FORMATS = ("gguf", "ollama", "vllm", *FOLDERS)
-MERGED = ("mlx", "safetensors", "transformers")
-"""What others call the folder that `finetune merge` writes."""
-CHECKS = ("full", "tensors", "none")
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """How to export, as the command line asks."""
-
-    format: str
-    quantize: str | None = None
-    """One of QUANTIZATIONS, f16 where it is None; of a compressed folder one of its own, which must be
-    named."""
-    adapter_only: bool = False
-    check: str = "full"
-    """full, tensors or none."""
-    max_kl: float | None = None
-    """The mean KL that is allowed, in nats a token; by type where it is None."""
-    rank: int | None = None
-    """Of what stands for a DoRA in vLLM; the adapter's own where it is None."""
-    group_size: int | None = None
-    """Of integers in a compressed folder: how many have a scale together."""
-
-    @property
-    def type(self) -> str:
-        """The quantisation."""
-        return self.quantize or "f16"
-
-    def refuse_bad(self) -> None:
-        """Raises ExportError for a value that an option doesn't have, and for two that contradict each
-        other."""
-        if self.format in MERGED:
-            raise ExportError(
-                f"--format is {self.format!r}: finetune merge writes that folder, of safetensors as "
-                "transformers and mlx_lm load them."
-            )
-        is_folder = self.format in FOLDERS
-        for option, value, known in (
-            ("--format", self.format, FORMATS),
-            ("--quantize", None if is_folder else self.type, (None, *QUANTIZATIONS)),
-            ("--verify", self.check, CHECKS),
-        ):
-            if value not in known:
-                raise ExportError(f"{option} is {value!r}; expected one of {', '.join(filter(None, known))}.")
-        if is_folder:
-            folder_format(self.format, self.quantize, self.group_size)
-        elif self.group_size is not None:
-            raise ExportError("--group-size is for --format compressed: leave it out.")
-        if self.format == "vllm":
-            self._refuse_beside_vllm()
-        elif self.rank is not None:
-            raise ExportError("--rank is for --format vllm: leave it out.")
-        if self.format != "gguf" and self.adapter_only:
-            raise ExportError("--adapter-only is for --format gguf: another one is exported whole.")
-        if self.max_kl is None:
-            return
-        if not 0 < self.max_kl < float("inf"):
-            raise ExportError(f"--max-kl is {self.max_kl}; expected a number of nats above 0.")
-        if self.check != "full":
-            raise ExportError(
-                f"--max-kl bounds what the export predicts, and --verify {self.check} doesn't run it: leave "
-                "one out."
-            )
-        if not is_folder:
-            refuse_without(WHEEL, "--max-kl, which bounds what llama.cpp predicts,")
-
-    def _refuse_beside_vllm(self) -> None:
-        given = {
-            "--quantize": self.quantize is not None,
-            "--adapter-only": self.adapter_only,
-            "--verify": self.check != "full",
-            "--max-kl": self.max_kl is not None,
-        }
-        found = [option for option, is_there in given.items() if is_there]
-        if found:
-            raise ExportError(
-                f"{' and '.join(found)} with --format vllm: it writes the adapter in float32, and always "
-                "compares it. Leave it out."
-            )
-        if self.rank is not None and self.rank < 1:
-            raise ExportError(f"--rank is {self.rank}; expected a whole number from 1.")
 
 
 def export(target: Target, output: Path, options: ExportOptions) -> ExportReport | VllmAdapter:
@@ -165,12 +85,14 @@ class _Model:
     """The whole model, in one file."""
 
     def __init__(self, inputs: ExportInputs, options: ExportOptions):
+        """Raises MergeError where the rounding that is asked for has nothing to round."""
         self.inputs, self.options = inputs, options
-        # As a merge into bfloat16 is rounded; all else is encoded from what is exact.
-        computed = torch.bfloat16 if options.type == "bf16" else torch.float32
-        self.plan: GgufPlan[ModelTensors] = Gguf(options.type).plan(
-            inputs.weights(computed), inputs.description
-        )
+        if inputs.parts.target.adapter is None:
+            options.rounding.refuse_without_rounding("a model that has no adapter")
+        if options.rounding.calibration is not None:
+            refuse_other_tokenizer(options.rounding.calibration, inputs.parts)
+        self.plan = self._planned(inputs.weights(torch.float32))
+        self.rounding: RoundingChoice | None = None
         self.template = translate(inputs.parts.tokenizer) if options.format == "ollama" else None
         self.notes = (*self.plan.notes, *(self.template.notes if self.template is not None else ()))
         self.loaded = size_of(self.plan)
@@ -182,7 +104,21 @@ class _Model:
         if self.template is not None:
             text = modelfile(self.plan.file, self.template, self.inputs.parts.tokenizer)
             (folder / MODELFILE).write_text(text, encoding="utf-8")
+        if self.options.type in SIXTEEN_BITS:  # all others are encoded from what is exact
+            self._round()
         return self.plan.write(folder, choose_threads())
+
+    def _round(self) -> None:
+        options, asked = self.options, self.options.rounding
+        if options.type == "f16" and asked == RoundingRequest():
+            asked = RoundingRequest("nearest")  # whose steps are an eighth of bfloat16's
+        weights, self.rounding = self.inputs.rounded(
+            SIXTEEN_BITS[options.type], asked, computes=options.check == "full"
+        )
+        self.plan = self._planned(weights)
+
+    def _planned(self, weights: MergedWeights) -> GgufPlan[ModelTensors]:
+        return Gguf(self.options.type).plan(weights, self.inputs.description)
 
     def compare(self, folder: Path, hashes: dict[str, str]) -> TensorComparison:
         """What is read back."""
@@ -205,6 +141,7 @@ class _Adapter:
         if options.check == "full" and has_library():
             self.loaded += size_of(plan_base(inputs))
         self.coarser: dict[str, str] = {}
+        self.rounding: RoundingChoice | None = None
 
     def write(self, folder: Path) -> Written:
         """The file."""
@@ -238,6 +175,7 @@ def _report(
         seconds=0.0,
         check_seconds=0.0,
         coarser=work.coarser,
+        rounding=work.rounding,
         notes=work.notes,
         tensors=None,
         llama_cpp=None,

@@ -13,6 +13,8 @@ from finetune.generation.loading import unchanged_base
 from finetune.merging.heads import TokenHead
 from finetune.merging.inputs import MergeInputs, read_parts, refuse_quantised
 from finetune.merging.merged_weights import MergedWeights, Updates
+from finetune.merging.rounding.choice import RoundingChoice, choose_rounding
+from finetune.merging.rounding.request import RoundingRequest
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import read_config
 from finetune.models.bases.locate import tokenizer_folder
@@ -35,6 +37,17 @@ class ExportInputs:
         None."""
         return MergedWeights(self.parts.stored, self.updates, dtype)
 
+    def rounded(
+        self, dtype: torch.dtype, asked: RoundingRequest, *, computes: bool
+    ) -> tuple[MergedWeights, RoundingChoice | None]:
+        """The same in a type of 16 bits, as a merge into it is rounded, and how that was chosen. Raises what
+        choose_rounding raises."""
+        nearest = _MatricesIn(self.parts.stored, self.updates, dtype)
+        rounding, choice = choose_rounding(
+            self.parts, nearest, self.config.expected(), asked, computes=computes
+        )
+        return nearest.rounded_by(rounding), choice
+
     def base_weights(self) -> MergedWeights:
         """The base without its adapter, in float32."""
         return MergedWeights(
@@ -50,6 +63,16 @@ class ExportInputs:
     def description(self) -> Description:
         """By what it is read."""
         return self.parts.description(self.config)
+
+
+class _MatricesIn(MergedWeights):
+    """What an adapter changes: matrices in a type, and vectors in float32, as a GGUF file has them."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """See MergedWeights; the base's own of what is the base's."""
+        if self.update(name) is None:
+            return self.base.dtype(self.updates.source(name))
+        return super().dtype(name) if len(self.shape(name)) > 1 else torch.float32
 
 
 def read_inputs(target: Target) -> ExportInputs:

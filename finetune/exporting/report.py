@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from finetune.exporting.llama_cpp.check import LlamaCppCheck
     from finetune.exporting.predictions import PredictionCheck
     from finetune.exporting.tensors import TensorComparison
+    from finetune.merging.rounding.choice import RoundingChoice
 
 RECORD = "export.json"
 RUNS_IN = {"compressed": "transformers", "nf4": "transformers"}
@@ -37,6 +38,8 @@ class ExportReport:
     coarser: dict[str, str]
     """Tensors whose rows are no whole blocks of the type that they would have, and the type that they
     have."""
+    rounding: "RoundingChoice | None"
+    """How what an adapter changes became 16-bit numbers; None where no weights did."""
     notes: tuple[str, ...]
     tensors: "TensorComparison | None"
     """What was read back; None where nobody looked."""
@@ -65,6 +68,8 @@ class ExportReport:
             ("format", f"{how}: {', '.join(self.files)}, {self.bytes / 1e6:,.1f} MB"),
             ("seconds", f"{self.seconds:,.1f}, of which {self.check_seconds:,.1f} for the checks"),
         ]
+        if self.rounding is not None:
+            lines.append(("rounding", self.rounding.line()))
         if self.coarser:
             kinds = sorted(set(self.coarser.values()))
             lines.append(

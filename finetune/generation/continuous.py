@@ -69,8 +69,9 @@ class ContinuousBatch:
     """Answers requests on one model, a step at a time. Only one thread may call it; `check` is
     everybody's."""
 
-    def __init__(self, model: PreTrainedModel, *, rows: int = 32):
-        """The model is the batch's from now on. `rows` are answered at a time; others wait.
+    def __init__(self, model: PreTrainedModel, *, rows: int = 32, batches: int = 1):
+        """The model is the batch's from now on. `rows` are answered at a time; others wait. `batches` share
+        the memory that is there for keys and values.
 
         Raises ModelError for a model of another family than those that are supported: its attention may ask
         for more than is computed here.
@@ -89,7 +90,7 @@ class ContinuousBatch:
             )
         switches = self._by_length and family.recomputes_keys
         self._switch = int(config.original_max_position_embeddings) + 1 if switches else None
-        self.most_rows, self.most_tokens = rows, _tokens_in_memory(self._model)
+        self.most_rows, self.most_tokens = rows, _tokens_in_memory(self._model, batches)
         self._waiting: deque[Request] = deque()
         self._rows: list[_Row] = []
         self._kept: OrderedDict[int, _Row] = OrderedDict()
@@ -319,10 +320,10 @@ def _logprob(scores: torch.Tensor, token: int, count: int) -> TokenLogprob:
     return TokenLogprob(token, float(found[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
-def _tokens_in_memory(model: Any) -> int:
-    """How many tokens' keys and values memory has room for."""
+def _tokens_in_memory(model: Any, batches: int) -> int:
+    """How many tokens' keys and values memory has room for, where so many batches share it."""
     config, device = model.config, model.device
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * width * model.dtype.itemsize
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return int(free * MEMORY_FRACTION) // per_token
+    return int(free * MEMORY_FRACTION / batches) // per_token

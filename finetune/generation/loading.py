@@ -13,7 +13,7 @@ from finetune.models.adapters.adapter import grow_embeddings, load_adapter
 from finetune.models.bases.folder import MASK
 from finetune.models.bases.locate import Base, BaseNotFound, resolve_base, tokenizer_folder
 from finetune.models.classify import CLASSIFIER
-from finetune.models.device import choose_device
+from finetune.models.device import choose_device, generators_kept
 from finetune.models.load import load_model
 from finetune.models.quantization import is_quantized
 from finetune.recipe.schema.model import ModelSection
@@ -125,7 +125,7 @@ def load_adapted(
     Rows of added tokens, and a head, that neither holds are drawn from a fixed seed: loading twice gives the
     same model.
     """
-    with torch.random.fork_rng():
+    with generators_kept(choose_device()):
         torch.manual_seed(0)
         loaded = load_model(
             base, dtype=dtype, quantization=quantization, rope_scaling=model.rope_scaling, head=model.head

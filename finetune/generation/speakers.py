@@ -3,6 +3,7 @@ adapters."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ from finetune.generation.request import Speaker
 from finetune.models.adapters.adapter import load_adapter
 from finetune.models.adapters.config_file import LORA
 from finetune.models.adapters.fit import saved_vocabulary
+from finetune.models.adapters.side_by_side import Changes, changes_of, comes_last, go_together
 from finetune.models.bases.folder import read_adapter_config, read_config
 from finetune.models.bases.locate import Base
 from finetune.models.device import choose_device
 from finetune.models.quantization import is_quantized
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Part:
     """A target, and what it is loaded from."""
 
@@ -44,6 +46,11 @@ class _Part:
         scaling = repr(self.target.model.rope_scaling)
         return self.base.folder, scaling, self.target.quantization, grown, None if mixes else self.name
 
+    @cached_property
+    def changes(self) -> Changes:
+        """What its adapter changes in the base."""
+        return {} if self.target.adapter is None else changes_of(self.target.adapter)
+
 
 def load_speakers(
     targets: Sequence[ModelTarget], *, dtype: torch.dtype, rows: int
@@ -51,11 +58,26 @@ def load_speakers(
     """For each target what answers for it, and the batch that it belongs to, of `rows` requests
     at a time. Raises ModelError or DataError where a part can't be loaded."""
     parts = [_part(target, f"adapter_{number}") for number, target in enumerate(targets)]
-    groups: dict[Hashable, list[_Part]] = {}
+    groups, batches = _groups(parts), dict[_Part, ContinuousBatch]()
+    # All are loaded before it is seen how much memory is left for keys and values.
+    for group, model in [(group, _loaded(group, dtype)) for group in groups]:
+        batches |= dict.fromkeys(group, ContinuousBatch(model, rows=rows, batches=len(groups)))
+    return [(batches[part], Speaker(part.name, part.tokenizer)) for part in parts]
+
+
+def _groups(parts: Sequence[_Part]) -> list[list[_Part]]:
+    """Those that one model in memory answers for, in the order in which it gets their adapters."""
+    groups: list[list[_Part]] = []
     for part in parts:
-        groups.setdefault(part.shares, []).append(part)
-    batches = {key: ContinuousBatch(_loaded(group, dtype), rows=rows) for key, group in groups.items()}
-    return [(batches[part.shares], Speaker(part.name, part.tokenizer)) for part in parts]
+        for group in groups:
+            if part.shares == group[0].shares and all(
+                go_together(part.changes, other.changes) for other in group
+            ):
+                group.append(part)
+                break
+        else:
+            groups.append([part])
+    return [sorted(group, key=lambda part: comes_last(part.changes)) for group in groups]
 
 
 def _part(target: ModelTarget, name: str) -> _Part:

@@ -391,7 +391,7 @@ class MergedWeights:
 
     def rounded_by(self, rounding: Rounding) -> "MergedWeights":
         """The same merge, rounded otherwise."""
-        return MergedWeights(self.base, self.updates, self._dtype, rounding)
+        return type(self)(self.base, self.updates, self._dtype, rounding)
 
     def rounds(self, name: str) -> bool:
         """Whether a tensor's rounding counts: an adapter changes it, and it is stored in 16 bits."""

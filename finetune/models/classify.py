@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from data_prep.config import HeadSection, ProblemType
 from finetune.errors import ModelError
 from finetune.models.bases.locate import Base
-from finetune.models.loss import IGNORE_INDEX, LossInputs
+from finetune.models.loss import LossInputs
 from finetune.recipe.heads import described_head, head_of_config
 
 CLASSIFIER = "score"
@@ -63,10 +63,9 @@ def head_outputs(model: Any, hidden: torch.Tensor) -> torch.Tensor:
 def document_outputs(model: Any, hidden: torch.Tensor, inputs: LossInputs) -> torch.Tensor:
     """The head's outputs (N x L) for documents, read where their labels are; for documents without one, which
     only fill up, what it says of their first token."""
-    read = inputs.labels.ne(IGNORE_INDEX)
-    if not read.any():
+    if not len(inputs.supervised_positions):
         return head_outputs(model, hidden[:, 0].expand(inputs.documents, -1))
-    return head_outputs(model, hidden[read])
+    return head_outputs(model, inputs.at_supervised(hidden))
 
 
 def head_losses(
@@ -98,7 +97,9 @@ def head_loss(
         inputs.targets is None
     ):  # a row without documents: a zero that still has a gradient, as in finetune.models.loss
         return head_outputs(model, hidden[:, 0]).sum() * 0.0
-    read = inputs.labels.ne(IGNORE_INDEX)
     smoothing = label_smoothing if model.training else 0.0
-    losses = head_losses(head_outputs(model, hidden[read]), inputs.targets, problem, smoothing)
-    return (losses if inputs.weights is None else losses * inputs.weights[read].to(losses)).sum()
+    outputs = head_outputs(model, inputs.at_supervised(hidden))
+    losses = head_losses(outputs, inputs.targets, problem, smoothing)
+    if inputs.weights is not None:
+        losses = losses * inputs.at_supervised(inputs.weights).to(losses)
+    return losses.sum()

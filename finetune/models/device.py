@@ -1,7 +1,11 @@
 """Which device, how many threads and which number type a run uses, and why."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from glob import glob
 from typing import Literal
 
 import torch
@@ -17,12 +21,15 @@ DTYPES: dict[PrecisionName, torch.dtype] = {
 }
 
 
-ALLOCATOR_TEXTS = (
+MEMORY_TEXTS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
-    "MPS backend out of memory",
+    "out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "Failed to CUDA calloc",
 )
-"""What torch says, in a plain RuntimeError, where the host's or Apple's memory ends."""
+"""What is said, in a RuntimeError, where memory ends: torch of the host's; CUDA, Triton, NCCL and Apple's
+MPS; cuBLAS and cuDNN; NCCL of its own buffers."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,56 @@ class Precision:
         return DTYPES[self.name]
 
 
+GPU_FILES = "/dev/nvidia[0-9]*"
+"""Where NVIDIA's driver shows its GPUs."""
+
+OLDER_DRIVERS = "https://download.pytorch.org/whl/cu126"
+"""The index of torch for drivers older than CUDA 13's, which begin with 580."""
+
+
 def choose_device() -> torch.device:
-    """CUDA where there is one, else Apple's MPS, else the CPU."""
+    """CUDA where there is one, else Apple's MPS, else the CPU.
+
+    Raises ModelError where there is an NVIDIA GPU that torch can't use.
+    """
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
+    why = unusable_gpu()
+    if why is not None:
+        raise ModelError(
+            f"this machine has an NVIDIA GPU, and torch {torch.__version__} can't use it: {why} To compute "
+            "on the CPU all the same, set CUDA_VISIBLE_DEVICES to nothing (CUDA_VISIBLE_DEVICES= finetune "
+            "...)."
+        )
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+@cache
+def unusable_gpu() -> str | None:
+    """torch's own reason why it can't use the NVIDIA GPU that this machine has, and what to install.
+
+    None where it can, where there is no such GPU, and where CUDA_VISIBLE_DEVICES hides it.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or torch.cuda.is_available() or not glob(GPU_FILES):
+        return None
+    version = torch.__version__.partition("+")[0]
+    if torch.version.cuda is None:
+        advice = f"This torch was built without CUDA: pip install --force-reinstall torch=={version}"
+    else:
+        advice = (
+            f"This torch is built for CUDA {torch.version.cuda}: update the driver, or take the torch for "
+            f"older ones: pip install --force-reinstall torch=={version} --index-url {OLDER_DRIVERS}"
+        )
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()).removesuffix(".")
+    else:
+        reason = "it finds no device"
+    return f"{reason}. {advice}."
 
 
 def widest_type() -> torch.dtype:
@@ -69,21 +119,14 @@ def cpu_has_native_bf16() -> bool:
 
 
 def choose_precision(asked: str) -> Precision:
-    """The precision for `train.precision`: auto takes bf16 where the device has it natively, else fp32.
+    """The precision for `train.precision`: auto takes bf16 where the device has it natively, else fp16 on a
+    GPU that one process uses, else fp32.
 
     Raises ModelError for fp16 where it can't be trained with loss scaling, and for bf16 on a GPU without it.
     """
     device = choose_device()
     if asked == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-            where = torch.cuda.get_device_name(device)
-        else:
-            native = device.type == "cpu" and cpu_has_native_bf16()
-            where = f"the {device.type.upper()}"
-        if native:
-            return Precision("bf16", f"{where} has bf16 natively")
-        return Precision("fp32", f"{where} has no native bf16")
+        return _native_precision(device)
     if asked == "fp16" and device.type != "cuda":
         raise ModelError(
             f"train.precision fp16 needs a CUDA device for its loss scaling; this is {device.type}. Use auto."
@@ -105,6 +148,34 @@ def choose_precision(asked: str) -> Precision:
     return Precision(names[asked], "asked for by the recipe")
 
 
+def _native_precision(device: torch.device) -> Precision:
+    """The fastest that is safe."""
+    if device.type != "cuda":
+        where = f"the {device.type.upper()}"
+        if device.type == "cpu" and cpu_has_native_bf16():
+            return Precision("bf16", f"{where} has bf16 natively")
+        return Precision("fp32", f"{where} has no native bf16")
+    where = torch.cuda.get_device_name(device)
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision("bf16", f"{where} has bf16 natively")
+    if environment.world().size == 1:
+        return Precision(
+            "fp16", f"{where} has no bf16; fp16 with a scaled loss is several times fp32's speed"
+        )
+    return Precision("fp32", f"{where} has no bf16, and fp16 is for one process")
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of torch is about memory."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in ALLOCATOR_TEXTS)
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in MEMORY_TEXTS)
+
+
+@contextmanager
+def generators_kept(device: torch.device) -> Iterator[None]:
+    """Puts torch's generators, the host's and the device's, back to where they were."""
+    if device.type == "mps":
+        state = torch.mps.get_rng_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+    if device.type == "mps":
+        torch.mps.set_rng_state(state)

@@ -1,5 +1,6 @@
 """Load a base's weights."""
 
+import logging
 from typing import Any
 
 import torch
@@ -21,11 +22,15 @@ from finetune.models.bases.locate import Base
 from finetune.models.classify import CLASSIFIER, add_head_to_config, refuse_other_head, widen_linear
 from finetune.models.description import classifier_class
 from finetune.models.device import choose_device
+from finetune.models.kernels.attention import VARLEN
 from finetune.models.kernels.rope import scale_by_document
+from finetune.models.kernels.varlen import use_newest_kernels
 from finetune.models.mask import Mask, hold_mask
 from finetune.models.quantization import bitsandbytes_config, compute_dequantized, is_quantized
 from finetune.models.stored_quantization import BITSANDBYTES
 from finetune.recipe.schema.model import RopeScaling
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(
@@ -48,6 +53,10 @@ def load_model(
     length, unless an earlier version's run goes on without `rope_by_document`. A pruned base knows its
     mask. Raises ModelError where the weights can't be read or don't fit config.json.
     """
+    # cuDNN's attention makes a plan for each new shape, in up to half a second, and every pack has another.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if attention == VARLEN:
+        logger.info(f"attention: {use_newest_kernels(choose_device())}, all documents of a row in one call")
     config, kind, drawn = _description(base, rope_scaling, head)
     options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True}
     options["attn_implementation"] = attention

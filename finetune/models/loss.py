@@ -13,16 +13,18 @@ import logging
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal, TypeGuard, cast
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from finetune.models.kernels.compiler import c_compiler
 from finetune.models.kernels.noise import with_noise
 from finetune.models.logits import ChangedHead, Head, head_of, states_of, widened
 from finetune.models.sizes import CHUNK_POSITIONS
@@ -50,31 +52,27 @@ def next_token_labels(token_ids: torch.Tensor, weights: Sequence[float]) -> tupl
 
 
 def supervised_cross_entropy(
-    hidden: torch.Tensor,
-    shift_labels: torch.Tensor,
-    head: Head,
-    label_smoothing: float = 0.0,
-    shift_weights: torch.Tensor | None = None,
-    most_chunks: MostChunks | None = None,
+    hidden: torch.Tensor, inputs: "LossInputs", head: Head, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """The sum of the cross-entropy over supervised positions, as a float32 (or float64) scalar.
+    """The sum of the cross-entropy over supervised positions of hidden states (B x T x D), each by its
+    weight, as a float32 (or float64) scalar.
 
-    `hidden` is B x T x D, `shift_labels` B x T with IGNORED where nothing is learned, `shift_weights` B x T
-    what each position's loss is multiplied by (1 without them). Without any label the sum is a zero that
-    still has a (zero) gradient, so that every process of a sharded run goes through the same backward pass.
-    With `most_chunks` the head is called as often as in the process with the most to learn: a head that is
-    cut up is gathered at each call, by all processes together.
+    Without any label the sum is a zero that still has a (zero) gradient, so that every process of a sharded
+    run goes through the same backward pass. With `most_chunks` the head is called as often as in the process
+    with the most to learn: a head that is cut up is gathered at each call, by all processes together (FSDP2's
+    once, where it isn't trained).
     """
-    positions = shift_labels.ne(IGNORE_INDEX)
-    chosen, labels = hidden[positions], shift_labels[positions]
+    most_chunks = inputs.most_chunks
+    chosen, labels = inputs.at_supervised(hidden), inputs.at_supervised(inputs.labels)
     if labels.numel() == 0 and most_chunks is None:
         return head(hidden[:, :1]).float().sum() * 0.0
-    weights = None if shift_weights is None else shift_weights[positions]
+    weights = None if inputs.weights is None else inputs.at_supervised(inputs.weights)
     if most_chunks is None and weights is None and prefers_liger(head, chosen.device):
         return liger_loss(chosen, head, labels, label_smoothing)
     matrix, change = _parts_of(head)
-    if most_chunks is None and torch.is_grad_enabled() and _is_frozen(matrix):
-        losses: torch.Tensor = FrozenHeadLoss.apply(chosen, matrix.weight, labels, label_smoothing, change)
+    shared = isinstance(matrix, FSDPModule)
+    if (shared or (most_chunks is None and torch.is_grad_enabled())) and _is_frozen(matrix):
+        losses = _frozen_losses(chosen, matrix, labels, label_smoothing, change)
         return (losses if weights is None else losses * weights.to(losses)).sum()
 
     def chunk_loss(states: torch.Tensor, targets: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
@@ -86,7 +84,7 @@ def supervised_cross_entropy(
 
     spare = (
         hidden[0, :1],
-        shift_labels.new_full((1,), IGNORE_INDEX),
+        labels.new_full((1,), IGNORE_INDEX),
         None if weights is None else weights.new_zeros(1),
     )
     return torch.stack(_in_chunks(chunk_loss, (chosen, labels, weights), spare, most_chunks)).sum()
@@ -108,9 +106,8 @@ def position_cross_entropy(
 
     matrix, change = _parts_of(head)
     # Without a gradient too, so that what is computed before training has the same last digits.
-    if most_chunks is None and _is_frozen(matrix):
-        losses: torch.Tensor = FrozenHeadLoss.apply(states, matrix.weight, labels, 0.0, change)
-        return losses
+    if (most_chunks is None or isinstance(matrix, FSDPModule)) and _is_frozen(matrix):
+        return _frozen_losses(states, matrix, labels, 0.0, change)
 
     def chunk_losses(part: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = widened(head(part))
@@ -118,6 +115,23 @@ def position_cross_entropy(
 
     spare = any_state, labels.new_full((1,), IGNORE_INDEX)
     return torch.cat(_in_chunks(chunk_losses, (states, labels), spare, most_chunks))[: len(labels)]
+
+
+def _frozen_losses(
+    states: torch.Tensor, head: nn.Linear, labels: torch.Tensor, smoothing: float, change: Head | None
+) -> torch.Tensor:
+    """The losses (N) through a head that isn't trained. One that FSDP2 has cut up is gathered once, by all
+    processes, however many positions each of them has."""
+    if not isinstance(head, FSDPModule):
+        losses: torch.Tensor = FrozenHeadLoss.apply(states, head.weight, labels, smoothing, change)
+        return losses
+    gathering: FSDPModule = head
+    gathering.unshard()
+    try:
+        whole: torch.Tensor = FrozenHeadLoss.apply(states, head.weight, labels, smoothing, change)
+        return whole
+    finally:
+        gathering.reshard()
 
 
 def _in_chunks(
@@ -150,9 +164,13 @@ def _parts_of(head: Head) -> tuple[Head, Head | None]:
 
 
 def _is_frozen(head: Head) -> TypeGuard[nn.Linear]:
-    """Whether a head is a plain matrix that isn't trained, and nothing (sharding, an adapter) stands around
-    it."""
-    return _is_plain(head) and not head.weight.requires_grad
+    """Whether a head is a plain matrix that isn't trained, and nothing (ZeRO-3, an adapter) but FSDP2 stands
+    around it."""
+    if isinstance(head, FSDPModule):
+        plain = isinstance(head, nn.Linear) and head.bias is None
+    else:
+        plain = _is_plain(head)
+    return plain and not cast(nn.Linear, head).weight.requires_grad
 
 
 def _is_plain(head: Head) -> TypeGuard[nn.Linear]:
@@ -173,6 +191,9 @@ def _liger() -> Any:
         return None
     try:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        if c_compiler() is None:
+            raise RuntimeError("Triton needs gcc or clang, and Python's headers")
     except (ImportError, RuntimeError) as error:
         logger.warning(
             "liger_kernel is installed and can't be used (%s); the loss is computed without it", error
@@ -181,10 +202,15 @@ def _liger() -> Any:
     return LigerFusedLinearCrossEntropyLoss
 
 
+def liger_is_usable() -> bool:
+    """Whether Liger's loss is installed, and its kernels can be compiled."""
+    return _liger() is not None
+
+
 def prefers_liger(head: Head, device: torch.device) -> TypeGuard[nn.Linear]:
     """Whether the loss is Liger's: on CUDA, where it is installed, in training, for a head without anything
     around it."""
-    return device.type == "cuda" and torch.is_grad_enabled() and _is_plain(head) and _liger() is not None
+    return device.type == "cuda" and torch.is_grad_enabled() and _is_plain(head) and liger_is_usable()
 
 
 def liger_loss(
@@ -282,6 +308,20 @@ class LossInputs:
     """Numbers that are summed over the complete step, known before its first loss (K)."""
     most_chunks: MostChunks | None = None
     """For processes that each hold a shard of the model; see supervised_cross_entropy."""
+    supervised: torch.Tensor | None = None
+    """The supervised positions (N'), counted through all rows, as the host found them; looked for in the
+    labels where it is None, for which a GPU is waited for."""
+
+    @cached_property
+    def supervised_positions(self) -> torch.Tensor:
+        """The supervised positions, counted through all rows (N')."""
+        if self.supervised is not None:
+            return self.supervised
+        return supervised_positions(self.labels)
+
+    def at_supervised(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of each position (B x T x ...) at the supervised ones (N' x ...)."""
+        return values.flatten(0, 1).index_select(0, self.supervised_positions)
 
     @property
     def documents(self) -> int:
@@ -291,16 +331,24 @@ class LossInputs:
     @property
     def owners(self) -> torch.Tensor:
         """Each position's document (B x T)."""
-        numbers = torch.arange(self.documents, device=self.labels.device)
         if self.lengths is None:
+            numbers = torch.arange(self.documents, device=self.labels.device)
             return numbers[:, None].expand_as(self.labels)
-        return numbers.repeat_interleave(torch.tensor(self.lengths, device=numbers.device))[None]
+        found = torch.arange(self.documents).repeat_interleave(
+            torch.tensor(self.lengths), output_size=self.labels.shape[1]
+        )[None]
+        return found.to(self.labels.device, non_blocking=True)
 
     def sums(self, numbers: torch.Tensor, read: torch.Tensor | None = None) -> torch.Tensor:
         """The sum over each document (N) of a number per supervised position, in the order of the positions;
         or per position that `read` (B x T) has."""
-        owner = self.owners[self.labels.ne(IGNORE_INDEX) if read is None else read]
+        owner = self.at_supervised(self.owners) if read is None else self.owners[read]
         return numbers.new_zeros(self.documents).index_add(0, owner, numbers)
+
+
+def supervised_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Where labels (B x T) say that something is learned, counted through all rows (N)."""
+    return labels.flatten().ne(IGNORE_INDEX).nonzero().flatten()
 
 
 LossOf = Callable[[Any, torch.Tensor, LossInputs], torch.Tensor | tuple[torch.Tensor, torch.Tensor]]
@@ -339,6 +387,7 @@ def install_loss(
         targets: torch.Tensor | None = None,
         document_values: torch.Tensor | None = None,
         step_sum: torch.Tensor | None = None,
+        supervised: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         noise_seeds: Sequence[int] | None = None,
         part: Part = "loss",
@@ -372,6 +421,7 @@ def install_loss(
                 document_values,
                 step_sum,
                 most_chunks,
+                supervised,
             ),
         )
         loss, beside = found if isinstance(found, tuple) else (found, None)
@@ -394,9 +444,7 @@ def supervised_loss(
     Label smoothing applies in training mode only, so that an evaluation loss is the plain cross-entropy.
     """
     smoothing = label_smoothing if model.training else 0.0
-    return supervised_cross_entropy(
-        hidden, inputs.labels, head_of(model), smoothing, inputs.weights, inputs.most_chunks
-    )
+    return supervised_cross_entropy(hidden, inputs, head_of(model), smoothing)
 
 
 def document_cross_entropy(model: Any, hidden: torch.Tensor, inputs: LossInputs) -> torch.Tensor:
@@ -405,8 +453,13 @@ def document_cross_entropy(model: Any, hidden: torch.Tensor, inputs: LossInputs)
 
     A document without labels has 0. Logits are made a chunk at a time.
     """
-    read = inputs.labels.ne(IGNORE_INDEX)
     losses = position_cross_entropy(
-        hidden[read], inputs.labels[read], head_of(model), inputs.most_chunks, hidden[0, :1]
+        inputs.at_supervised(hidden),
+        inputs.at_supervised(inputs.labels),
+        head_of(model),
+        inputs.most_chunks,
+        hidden[0, :1],
     )
-    return inputs.sums(losses if inputs.weights is None else losses * inputs.weights[read].to(losses))
+    if inputs.weights is not None:
+        losses = losses * inputs.at_supervised(inputs.weights).to(losses)
+    return inputs.sums(losses)

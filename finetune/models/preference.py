@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, D model width, P pairs. An answer's log-probability is
 tokens; logits are made chunk by chunk and never for all positions (finetune.models.loss).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -45,8 +45,7 @@ def pair_scores(
     """Of hidden states (B x T x D) of documents that are pairs, chosen and rejected in turn, beside the
     reference's log-probabilities (inputs.values, N x 1) where there is one."""
     log_probabilities = -document_cross_entropy(model, hidden, inputs)
-    supervised = inputs.labels.ne(IGNORE_INDEX).sum()
-    tokens = inputs.sums(log_probabilities.new_ones(int(supervised))).clamp(min=1)
+    tokens = inputs.sums(log_probabilities.new_ones(len(inputs.supervised_positions))).clamp(min=1)
     reference = cast(torch.Tensor, inputs.values).to(log_probabilities) if has_reference else None
     return PairScores(
         log_probabilities.reshape(-1, 2),
@@ -69,7 +68,7 @@ def with_prompts(model: Any, hidden: torch.Tensor, inputs: LossInputs, scores: P
         0, owners.flatten(), before - learned.flatten().long(), "amin"
     )
     prompt = before.reshape(owners.shape).eq(at_start[owners]) & owners.remainder(2).eq(0)
-    prompt &= inputs.sums(learned[learned].double())[owners] > 0  # what fills up has none
+    prompt &= inputs.sums(torch.ones_like(inputs.supervised_positions))[owners] > 0  # what fills up has none
     following = inputs.tokens.roll(-1, dims=1)[prompt]
     losses = position_cross_entropy(
         hidden[prompt], following, head_of(model), inputs.most_chunks, hidden[0, :1]
@@ -124,30 +123,38 @@ def kto_losses(
     Ethayarajh et al. 2024, arXiv:2402.01306, equation 8.
     """
     side = torch.where(good > 0, rewards - baseline, baseline - rewards)
-    factor = torch.where(good > 0, side.new_tensor(weights[0]), side.new_tensor(weights[1]))
+    factor = torch.where(good > 0, side.new_full((), weights[0]), side.new_full((), weights[1]))
     return factor * torch.sigmoid(-side)
 
 
 def judged_numbers(
     rewards: torch.Tensor, log_probabilities: torch.Tensor, good: torch.Tensor, baseline: torch.Tensor
-) -> dict[str, torch.Tensor]:
+) -> "dict[str, Numbers]":
     """What a log says of judged answers (N each), good and bad ones apart."""
-    found = {
+    found: dict[str, Numbers] = {
         "reward_accuracy": wins(torch.where(good > 0, rewards - baseline, baseline - rewards)),
         "baseline": baseline.reshape(1),
     }
     for name, those in (("good", good > 0), ("bad", good == 0)):
         found |= {
-            f"rewards/{name}": rewards[those],
-            f"log_probabilities/{name}": log_probabilities[those],
+            f"rewards/{name}": (rewards, those),
+            f"log_probabilities/{name}": (log_probabilities, those),
         }
     return found
 
 
-def summed(numbers: dict[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
+Numbers = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+"""Numbers that are logged; or numbers, and which of them count: how many a GPU would have to be asked."""
+
+
+def summed(numbers: Mapping[str, Numbers], names: Sequence[str]) -> torch.Tensor:
     """The sums of numbers that are logged, and how many they are (K x 2), in the order of the names."""
-    columns = [numbers[name].detach() for name in names]
-    return torch.stack([torch.stack([column.sum(), column.new_tensor(column.numel())]) for column in columns])
+    rows = []
+    for found in (numbers[name] for name in names):
+        values, counted = found if isinstance(found, tuple) else (found, torch.ones_like(found))
+        values = torch.where(counted.bool(), values.detach(), 0.0)
+        rows.append(torch.stack([values.sum(), counted.to(values).sum()]))
+    return torch.stack(rows)
 
 
 def wins(margins: torch.Tensor) -> torch.Tensor:

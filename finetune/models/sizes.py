@@ -12,8 +12,9 @@ Sizes = tuple[int, ...]
 CHUNK_POSITIONS = 512
 """Supervised positions whose logits exist at once in the loss: 512 x 128,256 in fp32 are 0.26 GB."""
 
-BYTES = {"adamw": 8, "lion": 4, "rmsprop": 4, "adagrad": 4, "sgd": 0}
-"""For each trained weight, in float32; that of other optimizers is taken for adamw's."""
+NUMBERS = {"lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0, "ademamix": 3}
+"""How many an optimizer keeps of each trained weight, by how its name begins; 2, as Adam, where it isn't
+here."""
 
 SMALLEST_IN_8_BIT = 4096
 """bitsandbytes keeps the state of smaller tensors in float32."""
@@ -23,7 +24,8 @@ BLOCK = 256
 
 
 def state_bytes(optimizer: str, shapes: Iterable[Sizes], number_bytes: int = 4) -> int:
-    """Bytes of an optimizer's state after its first step, for tensors of these shapes.
+    """Bytes of an optimizer's state after its first step, for tensors of these shapes; by our names of
+    optimizers or transformers'. A paged one's goes to the host where the device is full, and counts nothing.
 
     `number_bytes` is 2 for adamw whose state is in bf16 (train.weights_dtype).
     """
@@ -31,14 +33,16 @@ def state_bytes(optimizer: str, shapes: Iterable[Sizes], number_bytes: int = 4) 
 
 
 def _of_tensor(optimizer: str, shape: Sizes) -> int:
+    if optimizer.startswith("paged_"):
+        return 0
     count = math.prod(shape)
-    if optimizer == "adamw_8bit" and count >= SMALLEST_IN_8_BIT:
-        return 2 * (count + 4 * math.ceil(count / BLOCK))
-    if (
-        optimizer == "adafactor"
-    ):  # rows and columns in place of the matrix: Shazeer and Stern 2018, arXiv:1804.04235
+    if optimizer == "adafactor":
+        # Rows and columns in place of the matrix: Shazeer and Stern 2018, arXiv:1804.04235.
         return 4 * (sum(shape[-2:]) * math.prod(shape[:-2]) if len(shape) > 1 else count)
-    return BYTES.get(optimizer, 8) * count
+    numbers = next((held for name, held in NUMBERS.items() if optimizer.startswith(name)), 2)
+    if optimizer.endswith("_8bit") and count >= SMALLEST_IN_8_BIT:
+        return numbers * (count + 4 * math.ceil(count / BLOCK))
+    return 4 * numbers * count
 
 
 def parse_size(text: str, option: str) -> int:

@@ -88,7 +88,7 @@ class Kto(Objective):
 
         log_probabilities, reference = self._compared(model, hidden, inputs)
         ratios = log_probabilities - reference
-        return torch.stack([ratios.sum(), ratios.new_tensor(float(len(ratios)))])
+        return torch.stack([ratios.sum(), ratios.new_full((), len(ratios))])
 
     def loss(
         self, model: Any, hidden: "torch.Tensor", inputs: "LossInputs"

@@ -23,8 +23,14 @@ NF4_BYTES = {"nf4": 0.5 + 4 / 64, NF4_DOUBLE: 0.5 + 1 / 64 + 4 / (64 * 256)}
 256 of those scales."""
 
 OVERHEAD_BYTES = {"cpu": 0.95e9, "gpu": 1.2e9}
-"""The interpreter and its libraries on the CPU; CUDA's context, its libraries' workspaces and fragmentation
-on a GPU."""
+"""The interpreter and its libraries on the CPU; CUDA's context and its libraries' workspaces on a GPU."""
+
+NCCL_BYTES = 1.0e9
+"""Buffers of NCCL on a GPU that others talk to. Not measured."""
+
+USABLE = 0.95
+"""The part of a GPU's memory that is planned with: the driver keeps some (an 80 GB H100 gives less than
+80 GiB), and documents of many lengths leave gaps."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,8 @@ def memory_of(job: Job) -> Memory:
         gradients=job.trained_bytes * job.trained,
         states=state_bytes(job.optimizer, job.trained_shapes, job.trained_bytes),
         weight_bytes=job.trained_bytes if job.method == "full" else job.number_bytes,
-        largest_layer=_largest_layer(job),
+        layer=linear_bytes(job.shape, job.quantization, job.number_bytes) / job.shape.layers,
+        head=float(job.shape.vocabulary * job.shape.width * job.number_bytes),
         half=job.number_bytes == 2,
     )
     held, part = job.engine.memory(total, job.processes), trained / total.weights
@@ -115,7 +122,8 @@ def memory_of(job: Job) -> Memory:
         optimizer=held.states,
         activations=activations(job),
         logits=logits(job),
-        overhead=OVERHEAD_BYTES[job.device],
+        overhead=OVERHEAD_BYTES[job.device]
+        + (NCCL_BYTES if job.device == "gpu" and job.processes > 1 else 0.0),
     )
 
 
@@ -146,13 +154,6 @@ def linear_bytes(shape: Shape, quantization: str | None, number_bytes: int) -> f
         rows = shape.layers * sum(layer.outputs for layer in shape.decoder_layer.linear.values())
         return linear_numbers(shape) + 4.0 * rows
     return linear_numbers(shape) * (number_bytes if quantization is None else NF4_BYTES[quantization])
-
-
-def _largest_layer(job: Job) -> float:
-    """Bytes of a decoder layer, or of the embedding where that is larger."""
-    number = job.trained_bytes if job.method == "full" else job.number_bytes
-    layer = linear_bytes(job.shape, job.quantization, number) / job.shape.layers
-    return max(layer, job.shape.vocabulary * job.shape.width * number)
 
 
 def activations(job: Job) -> float:

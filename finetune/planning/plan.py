@@ -23,7 +23,7 @@ from finetune.models.bases.shapes import (
 )
 from finetune.models.stored_quantization import INT8, NF4_DOUBLE, check_trainable
 from finetune.planning.data import Load, load_of
-from finetune.planning.memory import Job, Memory, memory_of
+from finetune.planning.memory import USABLE, Job, Memory, memory_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.adapter import AdapterSection
 
@@ -128,7 +128,7 @@ def plan(
     ]
     ours = replace(job, engine=asked)
     change = None
-    if gpu_memory is not None and memory_of(ours).total > gpu_memory:
+    if gpu_memory is not None and memory_of(ours).total > USABLE * gpu_memory:
         change = cheapest_change(ours, list(allowed.values()), gpu_memory)
     states = 12.0 * job.trained if asked.takes_over else memory_of(ours).optimizer + 4.0 * job.trained
     return Plan(
@@ -222,7 +222,7 @@ def _way(job: Job, gpu_memory: int | None) -> Way:
         job.engine.name,
         bool(job.checkpoint_every),
         memory,
-        None if gpu_memory is None else memory.total <= gpu_memory,
+        None if gpu_memory is None else memory.total <= USABLE * gpu_memory,
         slowness,
     )
 
@@ -232,7 +232,7 @@ def cheapest_change(job: Job, allowed: Sequence[Engine], gpu_memory: int) -> Cha
     does."""
     for what, changed in _changes(job, allowed):
         total = memory_of(changed).total
-        if total <= gpu_memory:
+        if total <= USABLE * gpu_memory:
             return Change(what, total)
     return None
 
@@ -247,7 +247,7 @@ def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
     if not job.checkpoint_every:
         checkpointed = replace(job, checkpoint_every=1)
         yield "train.activation_checkpointing: true", checkpointed
-    if job.optimizer == "adamw":
+    if job.optimizer == "adamw" and job.engine.optimizer_problem("adamw_8bit") is None:
         yield (
             "train.optimizer: adamw_8bit, and activation_checkpointing: true",
             replace(checkpointed, optimizer="adamw_8bit"),

@@ -6,9 +6,10 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from finetune.generation.continuous import ContinuousBatch
 from finetune.generation.request import Piece, Request
@@ -18,6 +19,8 @@ from finetune.serving.worker import Given, Worker
 
 logger = logging.getLogger(__name__)
 
+SEND_SECONDS = 60.0
+"""For a client to take what it is sent: one that reads no more would hold its place in the queue for good."""
 CLIENT_GONE = 499
 """nginx's status of a request whose client has gone."""
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -69,12 +72,23 @@ class Answer(Response):
         self._with_usage = with_usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answers, for as long as the client is there."""
-        writing = asyncio.ensure_future(self._send_answers(scope, receive, send))
+        """Send the answers, for as long as the client is there and takes them."""
+        loop = asyncio.get_running_loop()
+        stuck: asyncio.Future[None] = loop.create_future()
+
+        async def send_in_time(message: Message) -> None:
+            timer = loop.call_later(SEND_SECONDS, stuck.set_result, None)
+            try:
+                await send(message)
+            finally:
+                timer.cancel()
+
+        writing = asyncio.ensure_future(self._send_answers(scope, receive, send_in_time))
         going = asyncio.ensure_future(_gone(receive))
+        ends: set[asyncio.Future[Any]] = {writing, going, stuck}
         status = CLIENT_GONE
         try:
-            await asyncio.wait({writing, going}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if writing.done():
                 status = writing.result()
         finally:

@@ -158,11 +158,18 @@ class Server:
         return Answer(call, writer, ended, stream=body.stream, with_usage=with_usage)
 
     def _refuse_beyond_queue(self, requests: int) -> None:
-        if self.active + requests > self.most_rows + self.queue:
+        most = self.most_rows + self.queue
+        if requests > most:  # which no waiting changes
+            raise ApiError(
+                400,
+                f"{requests:,} answers are asked for at once (n of each prompt), and this server takes "
+                f"{most:,}: ask for fewer, or start it with a larger --queue",
+                param="n",
+            )
+        if self.active + requests > most:
             raise ApiError(
                 429,
-                f"{self.active:,} answers are asked for, and {self.most_rows + self.queue:,} may be: ask "
-                "later",
+                f"{self.active:,} answers are asked for, and {most:,} may be: ask later",
                 code="queue_full",
             )
 

@@ -34,8 +34,10 @@ def name_targets(texts: Sequence[str], base: str | None = None) -> dict[str, Tar
     """What each RUN_OR_MODEL, or NAME=RUN_OR_MODEL, stands for. Without a name it has that of its folder, or
     its hub id.
 
-    Raises FinetuneError for two of one name, a classification head, and what resolve_target refuses.
+    Raises FinetuneError for none, two of one name, a classification head, and what resolve_target refuses.
     """
+    if not texts:
+        raise FinetuneError("no model is named: expected at least one to serve.")
     found: dict[str, Target] = {}
     for text in texts:
         named = NAMED.fullmatch(text) if not Path(text).exists() else None

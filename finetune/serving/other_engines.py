@@ -6,11 +6,16 @@ from pathlib import Path
 
 from finetune.errors import FinetuneError
 from finetune.models.adapters.config_file import LORA, checked_adapter_config
+from finetune.recipe.schema.model import GgufBase
 from finetune.runs.commands import shell_command
 from finetune.runs.target import Target
 
 VLLM, LLAMA_CPP = "vllm", "llama.cpp"
+API_KEYS = {VLLM: "VLLM_API_KEY", LLAMA_CPP: "LLAMA_API_KEY"}
+"""The variables in which they look for the key that clients must send."""
 TEMPLATE = "chat_template.jinja"
+GGUF_FILE = "model.gguf"
+"""In the folder that finetune export writes."""
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values of vLLM's --max-lora-rank that every version takes."""
 
@@ -76,7 +81,8 @@ def _merge_first(target: Target) -> str:
     run = target.run or target.adapter
     if run is None:
         return "Name a model folder."
-    return f"Merge it, and serve the result: {shell_command('merge', run, '--output', 'FOLDER')}"
+    command = shell_command("merge", run, *_other_base(target), "--output", "FOLDER")
+    return f"Merge it, and serve the result: {command}"
 
 
 def _template(base: str, whole: list[str], adapters: Mapping[str, Path]) -> list[str]:
@@ -101,6 +107,15 @@ def llama_cpp_commands(targets: Mapping[str, Target], host: str, port: int) -> l
     ((name, target),) = targets.items()
     model = target.run or target.adapter or target.model.base
     source = Path(str(model)) if target.adapter is not None or Path(str(model)).exists() else str(model)
-    file = f"{name.rpartition('/')[2]}.gguf"
-    serve = ["llama-server", "--model", file, "--alias", name, "--jinja", "--host", host, "--port", str(port)]
-    return [shell_command("export", source, "--format", "gguf", "--output", file), shlex.join(serve)]
+    folder = Path(f"{name.rpartition('/')[2]}-gguf")
+    export = [source, *_other_base(target), "--format", "gguf", "--output", folder]
+    serve = ["llama-server", "--model", str(folder / GGUF_FILE), "--alias", name, "--jinja"]
+    return [shell_command("export", *export), shlex.join([*serve, "--host", host, "--port", str(port)])]
+
+
+def _other_base(target: Target) -> list[str]:
+    """The option by which the base was named, where it was."""
+    if target.named_in != "--base":
+        return []
+    base = target.model.base
+    return ["--base", str(base.gguf if isinstance(base, GgufBase) else base)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.tokenizers.tokens import text_of
+from data_prep.tokenizers.tokens import bytes_of
 from finetune.generation.request import Piece, Request, TokenLogprob
 from finetune.serving.tool_calls import CallForm
 
@@ -143,8 +143,8 @@ class Writer:
 
 def _chat_logprobs(found: Sequence[TokenLogprob], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     def told(token: int, logprob: float) -> dict[str, Any]:
-        text = text_of([token], tokenizer, special=True)
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+        content = bytes_of(token, tokenizer)
+        return {"token": _as_text(content), "logprob": _finite(logprob), "bytes": list(content)}
 
     content = [
         told(one.token, one.logprob) | {"top_logprobs": [told(*likely) for likely in one.likeliest]}
@@ -155,15 +155,24 @@ def _chat_logprobs(found: Sequence[TokenLogprob], tokenizer: PreTrainedTokenizer
 
 def _text_logprobs(found: Sequence[TokenLogprob], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     def text(token: int) -> str:
-        return text_of([token], tokenizer, special=True)
+        return _as_text(bytes_of(token, tokenizer))
 
     return {
         "tokens": [text(one.token) for one in found],
         "token_logprobs": [_finite(one.logprob) for one in found],
+        # Of two tokens of one text (a letter, and the same as a byte) the likelier is told.
         "top_logprobs": [
-            {text(token): _finite(logprob) for token, logprob in one.likeliest} for one in found
+            {text(token): _finite(logprob) for token, logprob in reversed(one.likeliest)} for one in found
         ],
     }
+
+
+def _as_text(content: bytes) -> str:
+    """A token's text; its bytes where they are no whole characters, as OpenAI's older API writes them."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
 
 def _finite(logprob: float) -> float:

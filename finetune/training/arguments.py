@@ -35,6 +35,8 @@ def optimizer_name(asked: str) -> str:
             f"train.optimizer: {asked} pages its state to the host, which needs a CUDA device; "
             "without one it would silently be an ordinary optimizer. Use adamw_8bit."
         )
+    if asked == "adamw" and torch.cuda.is_available():
+        return "adamw_torch_fused"  # the same steps, without a temporary as large as all trained weights
     # The trainer is given torch's Adam itself.
     return OPTIMIZERS["adamw"] if name == "adam" else name
 
@@ -89,6 +91,7 @@ def training_arguments(
         else None,  # later it is finetune.models.kernels.noise's
         fp16=precision.name == "fp16",
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # rotary frequencies, which are the same in all processes
         seed=train.seed,
         logging_steps=intervals.log.every or NEVER_STEPS,
         logging_nan_inf_filter=False,

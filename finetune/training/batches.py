@@ -19,6 +19,7 @@ from data_prep.epoch.stream import Position, Stream
 from data_prep.table.documents import Document, DocumentTable
 from finetune.models.batch import packed_batch, padded_batch, shared_batch
 from finetune.models.kernels.noise import noise_seed
+from finetune.models.loss import supervised_positions
 
 FILLER = Document(token_ids=[0, 0], spans=(), place="filler")
 """A document without labels. It stands in for an empty micro-batch, so that all processes take equal steps.
@@ -88,8 +89,8 @@ class Feed(IterableDataset[Any], ABC):
         learn."""
 
     @abstractmethod
-    def epoch_at(self, step: int) -> float:
-        """Passes through the data after so many steps."""
+    def epoch_at(self, step: int, state: dict[str, int]) -> float:
+        """Passes through the data after so many steps, and in this state."""
 
     @abstractmethod
     def state(self) -> dict[str, int]:
@@ -229,7 +230,7 @@ class TableFeed(Feed):
                 chosen.append(sorted(order))
         return [[document for index in order for document in self.rows_of(packs[index])] for order in chosen]
 
-    def epoch_at(self, step: int) -> float:
+    def epoch_at(self, step: int, state: dict[str, int]) -> float:
         """Passes through the mixture after so many steps."""
         epoch = 0
         while step >= self.steps_of(epoch):
@@ -279,9 +280,9 @@ class StreamFeed(Feed):
         per_pack = max(encoding.documents_per_row, (section.pack_length_tokens or length) // length)
         return [[encoding.longest(length)] * (per_pack * self.batching.micro_batch_size)]
 
-    def epoch_at(self, step: int) -> float:
+    def epoch_at(self, step: int, state: dict[str, int]) -> float:
         """Whole passes through the stream, whose length isn't known."""
-        return float(self._position.epoch)
+        return float(state["epoch"])
 
     def state(self) -> dict[str, int]:
         """Where the buffer begins, and the steps that were taken of it."""
@@ -326,10 +327,16 @@ def collate(documents: Sequence[Document], batching: Batching, *, step: int) -> 
 def batch_of(
     documents: Sequence[Document], *, packed: bool, pad_token_id: int, shared: int = 0
 ) -> dict[str, Any]:
-    """The documents as tensors; with `shared` documents in a row what these begin with is there once."""
+    """The documents as tensors; with `shared` documents in a row what these begin with is there once.
+
+    `supervised` are the positions that are learned, as LossInputs has them: a GPU would be waited for.
+    """
+    batch: dict[str, Any]
     if shared > 1:
-        return shared_batch(documents, shared)
-    return packed_batch(documents) if packed else padded_batch(documents, pad_token_id)
+        batch = shared_batch(documents, shared)
+    else:
+        batch = packed_batch(documents) if packed else padded_batch(documents, pad_token_id)
+    return batch | {"supervised": supervised_positions(batch["shift_labels"])}
 
 
 def with_values(documents: Sequence[Document], values: np.ndarray) -> list[Document]:
@@ -345,6 +352,7 @@ def evaluation_batches(
     batch_size: int,
     max_tokens: int,
     pad_token_id: int,
+    packed: bool = False,
     world_size: int = 1,
     rank: int = 0,
     documents_per_row: int = 1,
@@ -353,17 +361,23 @@ def evaluation_batches(
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """This process's batches of the documents, longest first, each with its documents' indexes.
 
-    A batch has at most `batch_size` rows and `max_tokens` tokens, padding included; a row that is longer is
-    alone. The batches are the same for any number of processes, which take turns; where they don't come out
-    even, one without labels fills up. `values` (N x K) go with the documents.
+    A batch has at most `batch_size` rows and `max_tokens` tokens, padding included; where it is `packed`, as
+    many rows as have so many tokens. A row that is longer is alone. The batches are the same for any number
+    of processes, which take turns; where they don't come out even, one without labels fills up. `values` (N x
+    K) go with the documents.
     """
     per_row, lengths = documents_per_row, [len(document.token_ids) for document in documents]
     longest = [max(lengths[first : first + per_row]) for first in range(0, len(lengths), per_row)]
     order = sorted(range(len(longest)), key=lambda row: (-longest[row], row))
+    tokens = np.cumsum([0, *(sum(lengths[row * per_row : (row + 1) * per_row]) for row in order)])
     bounds = [0]
     while bounds[-1] < len(order):
-        room = max_tokens // (per_row * longest[order[bounds[-1]]])
-        bounds.append(bounds[-1] + max(1, min(batch_size, room)))
+        first = bounds[-1]
+        if packed:
+            end = int(np.searchsorted(tokens, tokens[first] + max_tokens, side="right")) - 1
+        else:
+            end = first + min(batch_size, max_tokens // (per_row * longest[order[first]]))
+        bounds.append(max(first + 1, min(end, len(order))))
     for turn in range(rank, -(-(len(bounds) - 1) // world_size) * world_size, world_size):
         rows = order[bounds[turn] : bounds[turn + 1]] if turn + 1 < len(bounds) else []
         chosen = [row * per_row + own for row in rows for own in range(per_row)]
@@ -371,4 +385,4 @@ def evaluation_batches(
         if values is not None:
             found = with_values(found, values[chosen] if chosen else np.zeros((per_row, values.shape[1])))
         shared = per_row if shares_prompts else 0
-        yield chosen, batch_of(found, packed=False, pad_token_id=pad_token_id, shared=shared)
+        yield chosen, batch_of(found, packed=packed, pad_token_id=pad_token_id, shared=shared)

@@ -42,7 +42,7 @@ from finetune.models.bases.locate import Base, resolve_base
 from finetune.models.bases.pruned import is_pruned
 from finetune.models.bases.shapes import adapted_layers, check_weights
 from finetune.models.device import Precision, choose_device, choose_precision
-from finetune.models.kernels.attention import PER_DOCUMENT, choose_attention
+from finetune.models.kernels.attention import OURS, choose_attention
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.load import checkpoint_activations, load_model, skeleton
 from finetune.models.quantization import is_quantized
@@ -250,7 +250,7 @@ def load_base(recipe: Recipe, inputs: Inputs, engine: Engine = SINGLE) -> PreTra
         quantization=recipe.adapter.base_quantization,
         rope_scaling=scaling,
         attention=choose_attention(
-            choose_device(), load_config(inputs.base, scaling), recipe.data.attended_tokens
+            choose_device(), inputs.precision.dtype, load_config(inputs.base, scaling)
         ),
         head=recipe.model.head,
         rope_by_document=inputs.rules.training >= 2,
@@ -307,7 +307,8 @@ def build_trainer(
         evaluation=data.evaluation[: most * data.documents_per_row if most is not None else None],
         keep_checkpoints=train.keep_checkpoints,
         # Evaluating never needs more memory than training did.
-        evaluation_tokens=train.micro_batch_size * recipe.data.max_length_tokens,
+        evaluation_tokens=train.micro_batch_size
+        * (recipe.data.pack_length_tokens or recipe.data.max_length_tokens),
         group=this_group(),
         engine=current(),
         callbacks=[EpochMarks(intervals, saves_at_end=saves_at_end), *callbacks],
@@ -365,12 +366,12 @@ def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
 
 
 def _shares_prompts(recipe: Recipe, inputs: Inputs, noise: int | None) -> bool:
-    """Whether what the documents of a row begin with can be computed once: by the attention that is told of
-    it, and without noise, which each document has of its own."""
+    """Whether what the documents of a row begin with can be computed once: by attention that is ours, and
+    without noise, which each document has of its own."""
     config = load_config(inputs.base, recipe.model.rope_scaling)
-    attention = choose_attention(choose_device(), config, recipe.data.attended_tokens)
+    attention = choose_attention(choose_device(), inputs.precision.dtype, config)
     several = inputs.objective.encoding.documents_per_row > 1
-    return several and attention == PER_DOCUMENT and noise is None and current().processes_per_row == 1
+    return several and attention in OURS and noise is None and current().processes_per_row == 1
 
 
 def _steps_for(epochs: float, feed: Feed) -> int:

@@ -20,7 +20,7 @@ from data_prep.chat.chat_templates import asks_for_date, rendering_of, templates
 from data_prep.disk import PARTIAL, follow_umask
 from data_prep.temporary import remove_tree
 from finetune.engines.group import Group
-from finetune.engines.memory import peak_memory_bytes
+from finetune.engines.memory import peak_memory_bytes, reserved_memory_bytes
 from finetune.engines.sharded import gathered_weights, hash_of
 from finetune.errors import CheckFailed
 from finetune.evaluation.report import Report
@@ -70,11 +70,11 @@ def write_result(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrain
     The folder appears whole. One that is there from an interrupted end of this run is replaced. All processes
     gather what each holds a share of; the main one writes.
     """
-    weights = gathered_weights(trainer)
+    weights, found = gathered_weights(trainer, keep=group.is_main), ""
     if group.is_main:
         _write(run, lock, inputs, trainer, weights)
-    group.wait()
-    return hash_of(weights.items(), written_type(lock.recipe, inputs))
+        found = hash_of(weights.items(), written_type(lock.recipe, inputs))
+    return group.text_of_main(found)
 
 
 def written_type(recipe: Recipe, inputs: Inputs) -> torch.dtype | None:
@@ -184,6 +184,7 @@ def summary_of(
         if counters["step_seconds"]
         else 0.0,
         "peak_memory_bytes": peak_memory_bytes(),
+        "reserved_memory_bytes": reserved_memory_bytes(),
         "weights_changed": changed,
         "trainable_parameters": trainable,
         "parameters": total,

@@ -140,6 +140,8 @@ def differences(then: Lock, now: Lock) -> list[str]:
     commits = [lock.git.get("commit") for lock in (then, now)]
     if None not in commits and commits[0] != commits[1]:
         found.append(f"code: the commit was {commits[0]}, and is {commits[1]}")
+    if then.device.get("type") == "cuda" and not then.recipe.train.deterministic:
+        found.append("device: a GPU's sums had no fixed order; train.deterministic: true gives them one")
     for name in ("type", "name", "threads", "precision"):
         if then.device.get(name) != now.device.get(name):
             found.append(f"device: {name} was {then.device.get(name)}, and is {now.device.get(name)}")

@@ -23,6 +23,7 @@ from finetune.runs.folder import RunFolder, create_run, open_run
 from finetune.runs.further import command_to_train_further
 from finetune.training import build
 from finetune.training.checkpoints.store import check_checkpoint, latest_checkpoint, remove_incomplete
+from finetune.training.determinism import deterministic
 from finetune.training.provenance import (
     inexact_because,
     make_lock,
@@ -82,7 +83,7 @@ def start(
                 if group.is_main:
                     _write_lock(run, lock)
                 session = open_session(run, lock, inputs, group=group, checkpoint=None, requests=requests)
-                with _deferring(requests, group):
+                with _deferring(requests, group), deterministic(lock.recipe.train.deterministic):
                     summary = session.train()
     if not session.broken_off:
         group.leave()
@@ -143,7 +144,7 @@ def resume(
         if checkpoint is not None and not trust_checkpoint:
             refuse_foreign_pickles(checkpoint, engine, group)
         session = open_session(run, lock, inputs, group=group, checkpoint=checkpoint, requests=requests)
-        with _deferring(requests, group):
+        with _deferring(requests, group), deterministic(lock.recipe.train.deterministic):
             summary = session.train()
     if not session.broken_off:
         group.leave()

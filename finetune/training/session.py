@@ -9,8 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data_prep.disk import write_private
 from finetune import signals
+from finetune.engines.ddp import DDP
 from finetune.engines.group import Group, contact
 from finetune.engines.memory import allocator_name, memory_advice, say_without_jemalloc
 from finetune.engines.registry import current
@@ -132,6 +135,12 @@ def _trainer(
         f"the CPU, {threads} threads" if device.type == "cpu" else f"{device}, {threads} threads on the host"
     )
     logger.info(f"computing on {where}, with {allocator_name()}")
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and not current().several:
+        logger.info(
+            f"this machine has {gpus} GPUs, and one process uses one of them: --launch {DDP.name} "
+            f"--processes {gpus} trains on all"
+        )
     if device.type == "cpu":
         say_without_jemalloc()
     model = build.build_model(recipe, inputs)

@@ -23,6 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from data_prep.table.documents import Document
 from finetune.engines.base import Engine
 from finetune.engines.group import Group
+from finetune.engines.sharded import gathered_weights
 from finetune.errors import TrainingError
 from finetune.models.device import widest_type
 from finetune.models.loss import IGNORE_INDEX, Part
@@ -31,6 +32,7 @@ from finetune.runs.checkpoint import MARKER, PREFIX
 from finetune.training.batches import Feed, evaluation_batches
 from finetune.training.checkpoints.contents import COUNTERS, read_counters, read_state
 from finetune.training.checkpoints.store import gone_if_disk_is_full, keep_newest, mark_complete
+from finetune.training.next_step import NextStep
 from finetune.training.optimization.own_optimizers import Maker
 from finetune.training.optimization.parameter_groups import NO_RATES, Rates
 
@@ -76,6 +78,7 @@ class ExactTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.objective: Objective = objective
         self.feed, self.evaluation, self.keep_checkpoints = feed, evaluation, keep_checkpoints
+        self.steps = NextStep(feed, args.max_steps)
         self.evaluation_values: np.ndarray | None = None
         self.evaluation_counterparts: Sequence[Document] = ()
         self.evaluation_counterpart_values: np.ndarray | None = None
@@ -124,13 +127,20 @@ class ExactTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _prepare_input(self, data: Any) -> Any:
+        """To the device, in its own type: transformers rounds what DeepSpeed is given to the weights' type,
+        weights of messages and targets among it."""
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device, non_blocking=self.args.device.type == "cuda")
+        return super()._prepare_input(data)
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's micro-batches; never re-sharded by accelerate, so no row is repeated.
 
         A generator of its own: otherwise the loader would draw from the one that dropout draws from.
         """
         pin = self.args.device.type == "cuda"
-        return DataLoader(self.feed, batch_size=None, pin_memory=pin, generator=torch.Generator())
+        return DataLoader(self.steps, batch_size=None, pin_memory=pin, generator=torch.Generator())
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
@@ -296,13 +306,14 @@ class ExactTrainer(Trainer):
     def batches_of(
         self, documents: Sequence[Document], values: np.ndarray | None = None
     ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        """This process's padded batches of documents, each with their indexes; `values` go with the
-        documents."""
+        """This process's batches of documents, packed where the training's are, each with their indexes;
+        `values` go with the documents."""
         return evaluation_batches(
             documents,
             batch_size=self.args.per_device_eval_batch_size,
             max_tokens=self.evaluation_tokens,
             pad_token_id=self.feed.batching.pad_token_id,
+            packed=self.feed.batching.packed,
             world_size=self.args.world_size,
             rank=self.args.process_index,
             documents_per_row=self.feed.batching.documents_per_row,
@@ -327,6 +338,16 @@ class ExactTrainer(Trainer):
                 mark_complete(checkpoint)
         if self.group.is_main:
             keep_newest(folder, self.keep_checkpoints, folder / f"{PREFIX}{self.state.best_global_step}")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Of an adapter what is trained, gathered on the main process; transformers gathers the base too, or
+        copies all weights in each process."""
+        if not self.engine.takes_over:
+            super().save_model(output_dir, _internal_call)
+        elif isinstance(self.model, PeftModel):
+            self._save(output_dir, gathered_weights(self, keep=self.group.is_main))
+        elif self.group.is_main or self.engine.shards_weights:
+            super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """An adapter without the base's embedding, which peft would add, whole, where the vocabulary grew."""
@@ -353,7 +374,7 @@ class ExactTrainer(Trainer):
             "supervised_tokens": self.supervised_tokens_seen,
             "step_seconds": self.step_seconds,
             "seconds": self.seconds_before + time.perf_counter() - self.started,
-            "feed": self.feed.state(),
+            "feed": self.steps.state,
             "start": self.start_hash,
             "values": self.values_hash,
         }
@@ -361,7 +382,7 @@ class ExactTrainer(Trainer):
     def load_counters(self, checkpoint: Path) -> None:
         """Count on from a checkpoint, and go on with the data behind it."""
         counters = read_counters(checkpoint)
-        self.feed.restore(read_state(checkpoint).global_step, counters.feed)
+        self.steps.restore(read_state(checkpoint).global_step, counters.feed)
         self.tokens_seen, self.supervised_tokens_seen = counters.tokens, counters.supervised_tokens
         self.step_seconds, self.seconds_before = counters.step_seconds, counters.seconds
         self.start_hash, self.values_hash = counters.start, counters.values

@@ -41,6 +41,12 @@ def write_gguf(inputs: ExportInputs, folder: Path, quantize: str = "f32") -> Pat
     return folder / FILE
 
 
+def tensors_of(folder: Path) -> dict[str, tuple[str, bytes]]:
+    """Type and bytes of each tensor of a file."""
+    reader = gguf.GGUFReader(folder / FILE)
+    return {tensor.name: (tensor.tensor_type.name, tensor.data.tobytes()) for tensor in reader.tensors}
+
+
 def numbers_in_llama_cpp(model: Path, folder: Path, rows: int = 2, quantize: str = "f32") -> Numbers:
     """Log-probabilities of a model folder in llama.cpp beside plain transformers'."""
     inputs = read_inputs(whole(model))

@@ -144,10 +144,10 @@ def plain_loss(model: Any) -> torch.Tensor:
     return torch.stack(losses).sum()
 
 
-def loaded(folder: Path, longest: int = max(LENGTHS)) -> PreTrainedModel:
+def loaded(folder: Path) -> PreTrainedModel:
     """The base as training loads it, with the loss in its forward."""
     base = Base(folder, {"kind": "folder", "name": "tiny"})
-    attention = choose_attention(torch.device("cpu"), load_config(base), longest)
+    attention = choose_attention(torch.device("cpu"), torch.float32, load_config(base))
     model = load_model(base, dtype=torch.float32, attention=attention)
     install_supervised_loss(model)
     return model.eval()

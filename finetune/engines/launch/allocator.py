@@ -2,13 +2,15 @@
 less of it.
 
 glibc gives large blocks back to the system and takes them again page by page, step after step. An allocator
-can only be preloaded, so the process is replaced by itself once, before anything heavy is imported.
+can only be preloaded, so the process is replaced by itself once, before anything heavy is imported. On a GPU
+torch allocates by itself, and is told how.
 """
 
 import os
 import subprocess
 import sys
 import sysconfig
+from glob import glob
 from pathlib import Path
 
 LIBRARY = "libjemalloc.so.2"
@@ -54,6 +56,18 @@ def loads(path: Path) -> bool:
         check=False,
     )
     return tried.returncode == 0 and not tried.stderr
+
+
+GPU_FILES = "/dev/nvidia[0-9]*"
+GPU_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""torch's variables for how it takes a GPU's memory."""
+
+
+def let_segments_grow() -> None:
+    """Let torch enlarge what it has taken of an NVIDIA GPU: packs are of many lengths, and blocks that can't
+    grow leave gaps between them. What the user sets goes first; before torch is imported."""
+    if glob(GPU_FILES) and not any(name in os.environ for name in GPU_SETTINGS):
+        os.environ[GPU_SETTINGS[0]] = "expandable_segments:True"
 
 
 def restart_with_jemalloc() -> None:

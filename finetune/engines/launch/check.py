@@ -155,8 +155,11 @@ def refuse_more_than_devices(launch: Launch) -> None:
     """Raises LaunchError where a machine is asked for more processes, or other GPUs, than it has."""
     import torch
 
+    from finetune.models.device import choose_device
+
     if launch.config.use_cpu:
         return
+    choose_device()  # which refuses a GPU that torch can't use
     devices, wanted = torch.cuda.device_count(), launch.config.gpu_ids
     if wanted != "all":
         absent = [part for part in wanted.split(",") if int(part) >= devices]

@@ -13,13 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.chat.chat_templates import DEFAULT, adds_bos, adds_eos, rendering_of, templates_of
 from data_prep.chat.rendering import end_of_turn_ids
+from data_prep.tokenizers.tokens import SPACE
 from finetune.errors import ExportError
 from finetune.exporters.gguf.pre_tokenizers import MARKS_APART, pre_tokenizer_name
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """llama.cpp's kinds of tokens."""
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""What SentencePiece writes for a blank."""
 NEVER = -1e9
 """The score of a piece that no merge makes."""
 

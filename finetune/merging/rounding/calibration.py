@@ -22,7 +22,8 @@ from finetune.merging.verification.rows import calibration_rows
 from finetune.models.bases.shapes import stored_name
 
 if TYPE_CHECKING:
-    from finetune.merging.inputs import MergeInputs, MergeOptions
+    from finetune.merging.inputs import MergeInputs
+    from finetune.merging.rounding.request import RoundingRequest
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +88,21 @@ class Calibration:
 
 
 def calibration_of(
-    parts: "MergeInputs", exact: MergedWeights, config: PretrainedConfig, options: "MergeOptions"
+    parts: "MergeInputs",
+    exact: MergedWeights,
+    config: PretrainedConfig,
+    asked: "RoundingRequest",
+    *,
+    computes: bool,
 ) -> Calibration:
     """Rows and model, or why there are none. Raises MergeError where they were asked for and can't be
     had."""
-    asked, found = options.rounding, Calibration(exact, config)
+    found = Calibration(exact, config)
     insists = asked.method == "calibrated" or asked.calibration is not None
-    if not insists and options.check != "full":
+    if not insists and not computes:
         found.why_not = "by the updates' sizes, for which no model is computed (--verify)"
         return found
-    rows, problem = _rows(parts, options)
+    rows, problem = _rows(parts, asked)
     if not problem and len(rows) < FEWEST_ROWS:
         problem = f"{len(rows)} rows to calibrate on, of at least {FEWEST_ROWS}"
     needed = calibration_bytes([exact.shape(name) for name in exact.names()])
@@ -114,8 +120,8 @@ def calibration_of(
     return found
 
 
-def _rows(parts: "MergeInputs", options: "MergeOptions") -> tuple[list[list[int]], str]:
-    recipe = options.rounding.calibration or parts.target.recipe
+def _rows(parts: "MergeInputs", asked: "RoundingRequest") -> tuple[list[list[int]], str]:
+    recipe = asked.calibration or parts.target.recipe
     if recipe is None:
         return [], "no recipe says what the model was trained on"
     try:

@@ -16,7 +16,9 @@ from finetune.merging.rounding.stochastic import Stochastic
 from finetune.models.safetensors import Weights
 
 if TYPE_CHECKING:
-    from finetune.merging.inputs import MergeInputs, MergeOptions
+    from finetune.merging.inputs import MergeInputs
+    from finetune.merging.rounding.calibration import Calibration
+    from finetune.merging.rounding.request import RoundingRequest
 
 
 DRAWN_ULPS, DRAWN_ULPS_WITH_FEEDBACK = 1.4, 0.3
@@ -62,15 +64,21 @@ class RoundingChoice:
 
 
 def choose_rounding(
-    parts: "MergeInputs", exact: MergedWeights, config: PretrainedConfig, options: "MergeOptions"
+    parts: "MergeInputs",
+    exact: MergedWeights,
+    config: PretrainedConfig,
+    asked: "RoundingRequest",
+    *,
+    computes: bool,
 ) -> tuple[Rounding, RoundingChoice | None]:
     """The rounding of a merge; None beside it where no tensor is rounded to 16 bits. `exact` is the merge as
-    it would be rounded to the nearest.
+    it would be rounded to the nearest. Auto is measured on the model where it may compute it (`computes`),
+    else by the updates' sizes.
 
     Raises MergeError where rows are needed and there are none, or too few, and where the memory is too small
     for a calibration.
     """
-    asked, names = options.rounding, [name for name in exact.names() if exact.rounds(name)]
+    names = [name for name in exact.names() if exact.rounds(name)]
     if not names:
         asked.refuse_without_rounding("weights that are stored in float32")
         return NEAREST, None
@@ -85,7 +93,7 @@ def choose_rounding(
             )
     from finetune.merging.rounding.calibration import calibration_of
 
-    calibration = calibration_of(parts, exact, config, options)
+    calibration = calibration_of(parts, exact, config, asked, computes=computes)
     sizes = {name: update_ulps(exact, name) for name in names}
     small = {name for name, size in sizes.items() if size < DRAWN_ULPS_WITH_FEEDBACK}
     if asked.method == "calibrated":
@@ -100,46 +108,42 @@ def choose_rounding(
         return by_tensor, RoundingChoice("calibrated", "calibrated", seed, rows, tensors=by_tensor.names())
     found: dict[str, Rounding] = {name: stochastic for name, size in sizes.items() if size < DRAWN_ULPS}
     found |= calibration.rounded(names, small, stochastic.seed, [NEAREST, stochastic])
-    tensors = {name: found.get(name, NEAREST).name for name in names}
-    return _compared(parts, exact, config, options, ByTensor(found), tensors, calibration)
+    mine = ByTensor(found)
+    if not computes:
+        why = "; ".join(
+            filter(None, (calibration.why_not, "not compared with the nearest as a whole (--verify)"))
+        )
+        return mine, _choice_by_tensors(mine, names, stochastic.seed, calibration, {}, why)
+    # One rounding for all of them may be closer as a whole, on the merge's own texts: errors that are small
+    # in each layer's output may lean the same way in all.
+    candidates = {"nearest": ByTensor({}), "stochastic": ByTensor(dict.fromkeys(names, stochastic))}
+    if any(mine.of.get(name) is not stochastic for name in names):
+        candidates["by tensors"] = mine
+    kl = distances(parts, exact, config, candidates)
+    closest = candidates[min(kl, key=lambda name: kl[name])]
+    return closest, _choice_by_tensors(closest, names, stochastic.seed, calibration, kl, calibration.why_not)
 
 
-def _compared(
-    parts: "MergeInputs",
-    exact: MergedWeights,
-    config: PretrainedConfig,
-    options: "MergeOptions",
-    mine: ByTensor,
-    tensors: dict[str, str],
-    calibration: Any,
-) -> tuple[Rounding, RoundingChoice]:
-    """The choice by tensors, or one rounding for all of them where that is closer as a whole on the merge's
-    own texts: errors that are small in each layer's output may lean the same way in all."""
-    kl: dict[str, float] = {}
-    note, written = calibration.why_not, mine
-    if options.check == "full":
-        drawn = ByTensor(dict.fromkeys(tensors, Stochastic(options.rounding.seed or 0)))
-        candidates = {"nearest": ByTensor({}), "stochastic": drawn, "by tensors": mine}
-        if set(tensors.values()) <= {"stochastic"}:
-            del candidates["by tensors"]
-        kl = distances(parts, exact, config, candidates)
-        written = candidates[min(kl, key=lambda name: kl[name])]
-        tensors = {name: written.of.get(name, NEAREST).name for name in tensors}
-    else:
-        note = "; ".join(filter(None, (note, "not compared with the nearest as a whole (--verify)")))
-    drew = {"stochastic", "calibrated"} & set(tensors.values())
-    calibrated = len(calibration.rows) if "calibrated" in tensors.values() else 0
-    kinds = set(tensors.values()) or {"nearest"}
-    choice = RoundingChoice(
+def _choice_by_tensors(
+    written: ByTensor,
+    names: list[str],
+    seed: int,
+    calibration: "Calibration",
+    kl: dict[str, float],
+    note: str,
+) -> RoundingChoice:
+    """What is recorded of auto."""
+    tensors = {name: written.of.get(name, NEAREST).name for name in names}
+    kinds = set(tensors.values())
+    return RoundingChoice(
         "auto",
         next(iter(kinds)) if len(kinds) == 1 else "auto",
-        (options.rounding.seed or 0) if drew else None,
-        calibrated,
+        seed if {"stochastic", "calibrated"} & kinds else None,
+        len(calibration.rows) if "calibrated" in kinds else 0,
         kl,
         {name: kind for name, kind in tensors.items() if kind != "nearest"},
         note,
     )
-    return written, choice
 
 
 def distances(

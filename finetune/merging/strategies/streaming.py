@@ -54,7 +54,9 @@ def merge_streamed(
     config = parts.merged_config(vocabulary=updates.vocabulary, tied=tied)
     base, comparison = _choose_qlora_base(parts, updates, config.expected(), options)
     merged = MergedWeights(base, updates, parts.asked_dtype)
-    rounding, choice = choose_rounding(parts, merged, config.expected(), options)
+    rounding, choice = choose_rounding(
+        parts, merged, config.expected(), options.rounding, computes=options.check == "full"
+    )
     if choice is not None:
         logger.info(f"rounding: {choice.line()}")
     merged = merged.rounded_by(rounding)

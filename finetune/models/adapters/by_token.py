@@ -60,6 +60,8 @@ class AdapterByToken:
             segments = self._answers if of_head else self._tokens
             if plain:
                 return _with_lora(self_, x, segments)
+            if not segments:  # the head, in a step in which no prompt comes to its end
+                segments = [Segment(None, 0, 0)]
             parts = []
             for adapter, first, end in segments:
                 _activate(self_, adapter)

@@ -1,12 +1,13 @@
 """Attention in packed rows: each document sees itself, and nothing is computed that no document needs.
 
-Shapes: H heads, K key-value heads, T tokens of a row, D width of a head. On CUDA with flash-attn installed
-its variable-length kernels do this (transformers calls them for rows whose positions begin anew). Everywhere
-else scaled_dot_product_attention is called for each document, in place of once with a mask of T x T.
+One seam, three ways: torch's variable-length kernels on GPUs that have them (kernels/varlen.py),
+scaled_dot_product_attention once for each document everywhere else, in place of once with a mask of T x T,
+and transformers' own for families that aren't known here. The first two know documents that share their
+beginning, and sliding windows.
+
+Shapes: H heads, K key-value heads, T tokens of a row, D width of a head.
 """
 
-import importlib
-import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, cast
@@ -16,37 +17,20 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.utils import is_flash_attn_2_available
 
 from finetune.models.architectures import family_of
+from finetune.models.kernels.varlen import is_supported, varlen
 
-logger = logging.getLogger(__name__)
+PER_DOCUMENT, VARLEN = "per_document", "varlen"
+"""The names under which transformers knows these attentions."""
+OURS = (PER_DOCUMENT, VARLEN)
 
-PER_DOCUMENT = "per_document"
-"""The name under which transformers knows this attention."""
 
-
-def choose_attention(device: torch.device, config: PretrainedConfig, max_length_tokens: int) -> str:
-    """transformers' name of the attention to train with: documents of at most so many tokens, on this
-    device."""
-    if device.type == "cuda" and is_flash_attn_2_available() and _flash_attn_loads():
-        return "flash_attention_2"
+def choose_attention(device: torch.device, dtype: torch.dtype, config: PretrainedConfig) -> str:
+    """transformers' name of the attention to train with, on this device, in arithmetic of `dtype`."""
     if family_of(config.model_type) is None:  # whose attention may ask for more than is computed here
         return "sdpa"
-    # A window that a document reaches beyond needs a mask.
-    window = getattr(config, "sliding_window", None)
-    return "sdpa" if window and window < max_length_tokens else PER_DOCUMENT
-
-
-def _flash_attn_loads() -> bool:
-    """Whether flash-attn, which is installed, fits this torch: its kernels are built for one version of
-    it."""
-    try:
-        importlib.import_module("flash_attn")
-    except (ImportError, OSError) as error:
-        logger.warning("flash_attn is installed and can't be used (%s); attention runs without it", error)
-        return False
-    return True
+    return VARLEN if is_supported(device, dtype, config) else PER_DOCUMENT
 
 
 def document_lengths(position_ids: torch.Tensor) -> list[int]:
@@ -61,9 +45,41 @@ def is_packed(position_ids: torch.Tensor | None, tokens: int) -> bool:
     return (
         position_ids is not None
         and position_ids.shape == (1, tokens)
+        and tokens > 1
         and int(position_ids[0, 0]) == 0
         and int(position_ids[0, -1]) != tokens - 1
     )
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    documents: Sequence[int] | None = None,
+    prefixes: Sequence[int] | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """The same as per_document_attention, all documents of a packed row in one call.
+
+    Where there is no packed row, it is per_document_attention.
+    """
+    if documents is None or attention_mask is not None:
+        found, _ = per_document_attention(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            **options,
+        )
+        return found, None
+    return varlen(query, key, value, tuple(documents), tuple(prefixes or ()), scaling, sliding_window), None
 
 
 def per_document_attention(
@@ -74,6 +90,7 @@ def per_document_attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     documents: Sequence[int] | None = None,
     prefixes: Sequence[int] | None = None,
     position_ids: torch.Tensor | None = None,
@@ -84,17 +101,20 @@ def per_document_attention(
 
     `documents` are the lengths of the documents in the row; where they aren't given, the positions tell. A
     document with a prefix, by its number of tokens, goes on from so many first tokens of the last document
-    without one (finetune.models.batch.shared_batch). With a mask, or for rows of one document each, this is
-    transformers' sdpa.
+    without one (finetune.models.batch.shared_batch). A token sees itself and the `sliding_window` - 1 before
+    it. With a mask, or for rows of one document each, this is transformers' sdpa.
     """
-    if documents is None and attention_mask is None and is_packed(position_ids, query.shape[2]):
-        assert position_ids is not None  # noqa: S101 - is_packed says so
-        documents = document_lengths(position_ids)
+    tokens = query.shape[2]
+    if attention_mask is None and documents is None:
+        if is_packed(position_ids, tokens):
+            assert position_ids is not None  # noqa: S101 - is_packed says so
+            documents = document_lengths(position_ids)
+        elif sliding_window is not None and sliding_window < tokens == key.shape[2]:
+            documents = [tokens]  # of each row: the mask that would say what is beyond the window is left out
     if documents is None or attention_mask is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
-    groups = query.shape[1] // key.shape[1]
     rows = zip(*(tensor.split(list(documents), dim=2) for tensor in (query, key, value)), strict=True)
     before = [0] * len(documents) if prefixes is None else prefixes
     outputs, first_k, first_v = [], key, value
@@ -106,26 +126,62 @@ def per_document_attention(
             )
         else:
             first_k, first_v = k, v
-        # is_causal would align the first query with the first key, where the last belong together.
-        mask = _lower_right(q.shape[2], k.shape[2], q.device) if shared else None
-        causal = mask is None and q.shape[2] > 1
-        found = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling, enable_gqa=groups > 1
-        )
-        outputs.append(found.transpose(1, 2))
+        outputs += [
+            found.transpose(1, 2) for found in _of_document(q, k, v, dropout, scaling, sliding_window)
+        ]
     return torch.cat(outputs, dim=1), None
 
 
+def _of_document(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+) -> list[torch.Tensor]:
+    """The attention of a document's queries, the last of which belongs to the last key: whole, or in blocks
+    of a window, each with the keys that its queries see."""
+    queries, keys = query.shape[2], key.shape[2]
+    options: dict[str, Any] = {
+        "dropout_p": dropout,
+        "scale": scaling,
+        "enable_gqa": query.shape[1] != key.shape[1],
+    }
+    if window is None or window >= keys:
+        # is_causal would align the first query with the first key, where the last belong together.
+        mask = _seen(queries, keys, keys, query.device) if queries != keys else None
+        causal = mask is None and queries > 1
+        return [
+            functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=causal, **options
+            )
+        ]
+    found = []
+    for first in range(0, queries, window):
+        last = min(first + window, queries)
+        seen = slice(max(0, first + keys - queries - window + 1), last + keys - queries)
+        mask = _seen(last - first, seen.stop - seen.start, window, query.device)
+        found.append(
+            functional.scaled_dot_product_attention(
+                query[:, :, first:last], key[:, :, seen], value[:, :, seen], attn_mask=mask, **options
+            )
+        )
+    return found
+
+
 @lru_cache(maxsize=256)
-def _lower_right(queries: int, keys: int, device: torch.device) -> torch.Tensor:
-    """Which keys each query sees, where the last query sees all (queries x keys)."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+def _seen(queries: int, keys: int, window: int, device: torch.device) -> torch.Tensor:
+    """Which keys each query sees, where the last query sees the last `window` of all (queries x keys)."""
+    causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return causal.triu(keys - queries - window + 1)
 
 
-def per_document_mask(
+def unpadded_mask(
     *arguments: Any, attention_mask: torch.Tensor | None = None, **options: Any
 ) -> torch.Tensor | None:
-    """No mask for rows without padding: causality, and the bounds of documents, are the attention's own."""
+    """No mask for rows without padding: causality, windows, and the bounds of documents, are the attention's
+    own."""
     if attention_mask is None and options.get("q_length") == options.get("kv_length"):
         return None
     mask: torch.Tensor | None = cast(Any, sdpa_mask)(*arguments, attention_mask=attention_mask, **options)
@@ -133,4 +189,6 @@ def per_document_mask(
 
 
 AttentionInterface.register(PER_DOCUMENT, per_document_attention)
-AttentionMaskInterface.register(PER_DOCUMENT, per_document_mask)
+AttentionInterface.register(VARLEN, varlen_attention)
+AttentionMaskInterface.register(PER_DOCUMENT, unpadded_mask)
+AttentionMaskInterface.register(VARLEN, unpadded_mask)

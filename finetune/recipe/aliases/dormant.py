@@ -43,7 +43,7 @@ DORMANT = (
         "half_precision_backend accelerator_config.* ray_* use_ray include_for_metrics no_cuda use_cpu "
         "use_mps_device use_ipex jit_mode_eval torchdynamo torch_compile_* ddp_* fsdp_* save_on_each_node "
         "eval_do_concat_batches eval_accumulation_steps eval_use_gather_object batch_eval_metrics "
-        "full_determinism hub_always_push restore_callback_states_from_checkpoint mp_parameters "
+        "hub_always_push restore_callback_states_from_checkpoint mp_parameters "
         "vllm_* sglang_* export_* template_backend create_checkpoint_symlink peft_save_mode "
         "use_async_dataset buffer_size print_param_status eval_delay eval_on_start",
         "", "chosen", "how a job is run and reported is the toolkit's",

@@ -236,6 +236,7 @@ TRAIN = (
     ),
     Alias("disable_gradient_checkpointing", "train.activation_checkpointing", "no"),
     Alias("seed", "train.seed", "seed"),
+    Alias("full_determinism", "train.deterministic"),
     Alias("data_seed", "train.seed", "data_seed", "one seed for the order of rows and all else"),
     Alias(
         "torch_dtype dtype torch_dtype_str precision mixed_precision mixed_precision_dtype",

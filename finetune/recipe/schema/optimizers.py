@@ -33,6 +33,11 @@ class Optimizer:
     """What must be importable beside torch and transformers; empty for nothing."""
     refused: str = ""
     """Why it can't be had; empty where it can."""
+    elementwise: bool = False
+    """Whether the update of a number follows from that number's own gradients (or, in 8 bit, a block's): ZeRO
+    hands an optimizer flat shares of all tensors together."""
+    takes_dtensor: bool = False
+    """Whether it computes with torch's DTensor, the form of FSDP2's shares."""
 
 
 LOW_RANK = Optimizer(
@@ -49,29 +54,34 @@ AVERAGING = Optimizer(
 )
 TORCHAO = Optimizer(ADAM, module="torchao")
 BITSANDBYTES = "bitsandbytes"
+TORCH_ADAM = Optimizer(ADAM, elementwise=True, takes_dtensor=True)
+TORCH = Optimizer(elementwise=True, takes_dtensor=True)
 
 KNOWN = {
-    "adamw_torch": Optimizer(ADAM),
-    "adamw_torch_fused": Optimizer(ADAM),
+    "adamw_torch": TORCH_ADAM,
+    "adamw_torch_fused": TORCH_ADAM,
     "adamw_torch_xla": Optimizer(ADAM, module="torch_xla"),
     "adamw_torch_npu_fused": Optimizer(ADAM, module="torch_npu"),
     "adafactor": Optimizer(),
     "adamw_anyprecision": Optimizer(ADAM, module="torchdistx"),
     "adamw_torch_4bit": TORCHAO,
     "adamw_torch_8bit": TORCHAO,
-    "sgd": Optimizer(),
-    "adagrad": Optimizer(),
-    "rmsprop": Optimizer(),
+    "sgd": TORCH,
+    "adagrad": TORCH,
+    "rmsprop": TORCH,
     **dict.fromkeys(
         ("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "ademamix", "ademamix_8bit",
          "paged_ademamix_32bit", "paged_ademamix_8bit"),
-        Optimizer(ADAM, module=BITSANDBYTES),
+        Optimizer(ADAM, module=BITSANDBYTES, elementwise=True),
     ),
     **dict.fromkeys(
         ("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"),
-        Optimizer(BETAS, module=BITSANDBYTES),
+        Optimizer(BETAS, module=BITSANDBYTES, elementwise=True),
     ),
-    **dict.fromkeys(("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"), Optimizer(module=BITSANDBYTES)),
+    **dict.fromkeys(
+        ("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+        Optimizer(module=BITSANDBYTES, elementwise=True),
+    ),
     **dict.fromkeys(
         ("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
          "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "apollo_adamw",
@@ -89,4 +99,4 @@ KNOWN = {
 
 def known_optimizer(name: str) -> Optimizer | None:
     """The optimizer of one of our names or transformers'; None where there is none."""
-    return Optimizer(ADAM) if name == "adam" else KNOWN.get(OPTIMIZERS.get(name, name))
+    return TORCH_ADAM if name == "adam" else KNOWN.get(OPTIMIZERS.get(name, name))

@@ -130,6 +130,10 @@ class TrainSection(Section):
     """The base's and the arithmetic's type; the adapter and the optimizer's state stay fp32. auto: bf16 where
     native."""
 
+    deterministic: bool = False
+    """Sums in one order on a GPU too, so that the same run gives the same bits; slower there. On the CPU that
+    is so without it."""
+
     weights_dtype: Literal["fp32", "bf16"] = "fp32"
     """Method full: the type of the weights that train, and of gradients and the optimizer's state. bf16 takes
     8 bytes a parameter in place of 16; updates are rounded stochastically. For adamw, in one process or

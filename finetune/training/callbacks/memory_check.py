@@ -5,8 +5,6 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,9 +12,9 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from data_prep.table.documents import Document
-from finetune.engines.memory import peak_memory_bytes
+from finetune.engines.memory import peak_memory_words
 from finetune.errors import TrainingError
-from finetune.models.device import is_out_of_memory, widest_type
+from finetune.models.device import generators_kept, is_out_of_memory, widest_type
 from finetune.models.sizes import state_bytes
 from finetune.recipe.schema import Recipe
 from finetune.training.batches import collate
@@ -52,7 +50,7 @@ class MemoryCheck(TrainerCallback):
         heaviest, longest = max(map(sum, lengths)), max(map(max, lengths))
         logger.info(
             f"rehearsed the heaviest batches ({heaviest:,} tokens, longest document {longest:,}) in "
-            f"{time.perf_counter() - started:.1f} s: {peak_memory_bytes() / 1e9:.1f} GB at most"
+            f"{time.perf_counter() - started:.1f} s: at most {peak_memory_words()}"
         )
 
     def _batch(self, documents: list[Document]) -> dict[str, Any]:
@@ -131,17 +129,6 @@ class MemoryCheck(TrainerCallback):
             f"{data.max_length_tokens:,}) does not fit; {found}. Set "
             f"{', or '.join(knobs) if knobs else 'a smaller base'}. Nothing was trained."
         )
-
-
-@contextmanager
-def generators_kept(device: torch.device) -> Iterator[None]:
-    """Puts torch's generators, the host's and the device's, back to where they were."""
-    if device.type == "mps":
-        state = torch.mps.get_rng_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-    if device.type == "mps":
-        torch.mps.set_rng_state(state)
 
 
 def _shortened(documents: list[Document], part: int, documents_per_row: int) -> list[Document]:

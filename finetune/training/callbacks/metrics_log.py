@@ -61,7 +61,7 @@ class MetricsLog(TrainerCallback):
     ) -> TrainerControl:
         """Count the step's time; the last step is always logged. The epoch is the data's own, not the
         loop's."""
-        state.epoch = self.trainer.feed.epoch_at(state.global_step)
+        state.epoch = self.trainer.feed.epoch_at(state.global_step, self.trainer.steps.state)
         now = time.perf_counter()
         self.trainer.step_seconds += now - self.since
         self.since = now

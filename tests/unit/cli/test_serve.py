@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import finetune
 from finetune.errors import FinetuneError
 from finetune.serving.server import api_key, listening_socket
 from tests.support.cli import ROOT, FinetuneHere
@@ -100,3 +101,10 @@ def test_models_of_one_name_are_refused(finetune_here: FinetuneHere, tiny_base: 
     result = finetune_here("serve", f"a={tiny_base}", f"a={tiny_base}", code=2)
     assert f"two models have the name 'a': give one another, NAME={tiny_base}" in result.stderr
     assert "is not a model or a run" in finetune_here("serve", "nothing-there", code=2).stderr
+
+
+@pytest.mark.parametrize(("models", "options"), [([], {}), (["x"], {"rows": 0}), (["x"], {"queue": -1})])
+def test_what_would_never_answer_is_refused(models: list[str], options: dict[str, int]) -> None:
+    """No model, no row, a queue below 0: from Python too."""
+    with pytest.raises(FinetuneError, match="expected at least"):
+        finetune.serve(models, port=0, **options)

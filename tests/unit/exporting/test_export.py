@@ -19,14 +19,14 @@ import finetune
 from finetune.errors import CheckFailed, ExportError, FinetuneError
 from finetune.exporters.gguf import library
 from finetune.exporting import export as exporting
-from finetune.exporting.export import ExportOptions
+from finetune.exporting.options import ExportOptions
 from finetune.exporting.report import ExportReport
 from finetune.merging.merge import merge
 from finetune.runs.target import Target, resolve_target
 from tests.support.adapters import make_adapter
 from tests.support.cli import FinetuneHere
 from tests.support.disk import files_up_to
-from tests.support.exports import exportable, whole
+from tests.support.exports import exportable, tensors_of, whole
 from tests.support.models import save_tiny_llama
 
 Make = Callable[[Path, Path], Target]
@@ -35,12 +35,6 @@ Make = Callable[[Path, Path], Target]
 def export(target: Target, output: Path, **options: Any) -> ExportReport:
     """To GGUF, with these options."""
     return exporting.export(target, output, ExportOptions(**{"format": "gguf"} | options))
-
-
-def tensors(folder: Path) -> dict[str, tuple[str, bytes]]:
-    """Type and bytes of each tensor of a file."""
-    reader = gguf.GGUFReader(folder / "model.gguf")
-    return {tensor.name: (tensor.tensor_type.name, tensor.data.tobytes()) for tensor in reader.tensors}
 
 
 def values(folder: Path) -> dict[str, Any]:
@@ -65,7 +59,7 @@ def test_an_adapter_is_exported_as_its_merge_is(quantize: str, adapter: Target, 
     merge(adapter, tmp_path / "merged", dtype="bfloat16" if quantize == "bf16" else "float32", check="none")
     export(adapter, tmp_path / "straight", format="gguf", quantize=quantize, check="none")
     export(whole(tmp_path / "merged"), tmp_path / "merge", format="gguf", quantize=quantize, check="none")
-    assert tensors(tmp_path / "straight") == tensors(tmp_path / "merge")
+    assert tensors_of(tmp_path / "straight") == tensors_of(tmp_path / "merge")
     odd = {
         key
         for key, value in values(tmp_path / "straight").items()

@@ -16,10 +16,11 @@ from finetune.exporters.nf4 import Nf4Weights
 from finetune.exporters.quantized import folder
 from finetune.exporting import export as exporting
 from finetune.exporting import quantized
-from finetune.exporting.export import ExportOptions
 from finetune.exporting.inputs import read_inputs
+from finetune.exporting.options import ExportOptions
 from finetune.exporting.report import ExportReport
 from finetune.merging.merge import merge
+from finetune.merging.rounding.request import RoundingRequest
 from finetune.models import safetensors
 from finetune.runs.target import Target
 from tests.support.adapters import make_adapter
@@ -94,7 +95,7 @@ def test_the_library_s_own_compressor_makes_the_same(quantize: str, tmp_path: Pa
 def test_nf4_is_what_transformers_makes_while_it_loads(options: dict[str, Any], tmp_path: Path) -> None:
     """Each tensor of the model in memory, bit for bit, of an adapter's merge in bfloat16."""
     target = make_adapter(in_bfloat16(tmp_path / "model", **ODD | options), tmp_path / "adapter")
-    merge(target, tmp_path / "merged", check="none")
+    merge(target, tmp_path / "merged", check="none", rounding="nearest")
     export(target, tmp_path / "out", format="nf4", check="none")
     how = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -271,6 +272,10 @@ REFUSED = {
     "adapter-only": ({"format": "nf4", "adapter_only": True}, "--adapter-only is for --format gguf"),
     "rank": ({"format": "nf4", "rank": 8}, "--rank is for --format vllm"),
     "kl-unmeasured": ({"quantize": "fp8", "max_kl": 1.0, "check": "tensors"}, "--verify tensors doesn't run"),
+    "rounding": (
+        {"format": "nf4", "rounding": RoundingRequest("stochastic")},
+        "--rounding stochastic with --format nf4: its linear layers are rounded to the nearest",
+    ),
     "mlx": ({"format": "mlx"}, "finetune merge writes that folder"),
 }  # fmt: skip
 
@@ -279,7 +284,7 @@ REFUSED = {
 def test_a_bad_option_is_refused(name: str, tiny_base: Path, tmp_path: Path) -> None:
     """Before anything is written."""
     options, expected = REFUSED[name]
-    with pytest.raises(ExportError, match=expected):
+    with pytest.raises(FinetuneError, match=expected):
         export(whole(tiny_base), tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
 

@@ -78,6 +78,23 @@ def test_rows_of_different_adapters_in_one_batch_answer_as_each_alone(
     assert answers == expected
 
 
+def test_a_prompt_in_pieces_beside_a_head_that_was_trained_whole(
+    tiny_base: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    adapters: dict[str, Path],
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Steps in which no prompt comes to its end, where the head has nothing to compute."""
+    monkeypatch.setattr(continuous, "PREFILL_TOKENS", 4)
+    model = load_adapter(enlarged(tiny_base), adapters["whole"], name="whole")
+    expected = generated(
+        load_adapter(enlarged(tiny_base), adapters["whole"]), tokenizer, prompts[:1], max_new_tokens=4
+    )
+    requests = [Request(Speaker(name, tokenizer), prompts[0], 4) for name in ("whole", None)]
+    assert texts(finished(ContinuousBatch(model), requests))[:1] == expected
+
+
 DYNAMIC = {
     "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
     "max_position_embeddings": 24,

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,3 +53,26 @@ def test_each_answers_as_it_does_alone(
             ["Name a lamp."], max_new_tokens=12
         )
         assert texts(finished(batch, [Request(speaker, prompt, 12)])) == alone
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "models"),
+    [
+        ({"trainable_token_indices": [5]}, {}, 1),
+        ({"trainable_token_indices": [5]}, {"trainable_token_indices": [6]}, 2),
+        ({"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "lm_head"]}, 2),
+        ({"modules_to_save": ["embed_tokens"]}, {"target_modules": ["q_proj", "embed_tokens"]}, 2),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, {"trainable_token_indices": [5]}, 2),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["mlp"]}, {}, 2),
+    ],
+)
+def test_adapters_that_peft_cannot_have_side_by_side_have_a_base_each(
+    one: dict[str, Any], other: dict[str, Any], models: int, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Those that change one module in two ways; all are loaded, in whatever order they are named."""
+    first, second = (
+        make_adapter(tiny_base, tmp_path / f"{number}", **options)
+        for number, options in enumerate([one, other])
+    )
+    loaded = load_speakers([first, second], dtype=torch.float32, rows=4)
+    assert len({id(batch) for batch, _ in loaded}) == models

@@ -29,7 +29,6 @@ from finetune.models.bases.config import load_config
 from finetune.models.bases.locate import Base, check_architecture, check_base
 from finetune.models.bases.shapes import count_parameters, read_shape
 from finetune.models.batch import packed_batch, padded_batch
-from finetune.models.kernels.attention import PER_DOCUMENT, choose_attention
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.kernels.rms_norm import FrozenRmsNorm
 from finetune.models.load import checkpoint_activations
@@ -95,16 +94,23 @@ def test_loss_and_gradients_are_transformers(
 
 
 @pytest.mark.parametrize("family", WINDOWED)
-def test_a_window_beyond_the_documents_needs_no_mask(family: str, tmp_path: Path) -> None:
-    """Then each document is attended to by itself, to the same gradients; a shorter window is in the mask."""
-    folder = save_tiny_family(tmp_path / "base", family, sliding_window=64, hidden_act="silu")
-    config = load_config(Base(folder, {"kind": "folder", "name": "tiny"}))
-    assert choose_attention(torch.device("cpu"), config, max(LENGTHS)) == PER_DOCUMENT
-    assert choose_attention(torch.device("cpu"), config, 65) == "sdpa"
+@pytest.mark.parametrize("window", [5, 64])
+def test_a_window_is_seen_in_each_document(window: int, family: str, tmp_path: Path) -> None:
+    """Shorter than the documents and beyond them, to the same gradients."""
+    folder = save_tiny_family(tmp_path / "base", family, sliding_window=window, hidden_act="silu")
     theirs = with_adapter(AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval())
     ours = with_adapter(loaded(folder))
     install_fast_path(ours)
     assert_same(ours, theirs, packed_batch(rows()))
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_a_window_is_seen_without_packs(family: str, tmp_path: Path) -> None:
+    """In rows of one length, which come without a mask."""
+    folder = save_tiny_family(tmp_path / "base", family, sliding_window=3, hidden_act="silu", **NO_DROPOUT)
+    ids = torch.randint(3, 250, (2, 11), generator=torch.Generator().manual_seed(3))
+    theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    torch.testing.assert_close(loaded(folder)(ids).logits, theirs(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("batched", ["packed", "padded"])

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from finetune.models import loss as loss_module
-from finetune.models.loss import IGNORE_INDEX, next_token_labels, supervised_cross_entropy
+from finetune.models.loss import IGNORE_INDEX, LossInputs, next_token_labels, supervised_cross_entropy
 from tests.support.losses import install_supervised_loss
 
 
@@ -133,7 +133,8 @@ def test_a_head_is_called_as_often_as_in_another_process(
         torch.nn.init.constant_(head.weight, 0.1)
         calls: list[int] = []
         head.register_forward_hook(lambda _, inputs, __, calls=calls: calls.append(len(inputs[0])))
-        loss = supervised_cross_entropy(hidden, labels, head, 0.1, weights, most_chunks)
+        inputs = LossInputs(labels, labels, weights, most_chunks=most_chunks)
+        loss = supervised_cross_entropy(hidden, inputs, head, 0.1)
         called = len(calls)
         found.append((loss.detach(), *torch.autograd.grad(loss, [hidden, head.weight])))
     assert called == 15
@@ -163,7 +164,7 @@ def test_loss_never_makes_logits_for_all_positions() -> None:
     hidden = torch.randn(2, 1500, 8, requires_grad=True)
     labels = torch.full((2, 1500), IGNORE_INDEX)
     labels[:, :600] = 3
-    supervised_cross_entropy(hidden, labels, head)
+    supervised_cross_entropy(hidden, LossInputs(labels, labels), head)
     assert seen == [512, 512, 176]
 
 

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from finetune.errors import ModelError
 from finetune.models import device as precision
-from finetune.models.kernels.attention import PER_DOCUMENT, choose_attention
 
 
 @pytest.mark.skipif(
@@ -64,15 +65,60 @@ def test_threads(variables: dict[str, str], expected: str) -> None:
     assert found >= 1
 
 
-def test_a_flash_attn_that_does_not_load(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A flash-attn built for another torch is passed over, with the reason in the log."""
-    from finetune.models.kernels import attention
+@pytest.fixture
+def a_t4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch says on a GPU without bf16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
 
-    (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: True)
-    chosen = choose_attention(torch.device("cuda"), type("Config", (), {"model_type": "llama"})(), 512)
-    assert chosen == PER_DOCUMENT
-    assert "undefined symbol" in caplog.text
+
+@pytest.mark.usefixtures("a_t4")
+def test_a_gpu_without_bf16_takes_fp16_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss is scaled there; several processes, for which fp16 is refused, take fp32."""
+    assert precision.choose_precision("auto").name == "fp16"
+    for name, value in TWO_PROCESSES.items():
+        monkeypatch.setenv(name, value)
+    assert precision.choose_precision("auto").name == "fp32"
+
+
+@pytest.fixture
+def a_gpu_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A machine where the driver shows a GPU, and torch finds none."""
+    if torch.cuda.is_available():
+        pytest.skip("torch finds one here")
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(precision, "GPU_FILES", str(tmp_path / "nvidia[0-9]*"))
+    precision.unusable_gpu.cache_clear()
+    yield
+    precision.unusable_gpu.cache_clear()
+
+
+@pytest.mark.usefixtures("a_gpu_out_of_reach")
+def test_a_gpu_that_torch_can_not_use_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own reason and what to install, in place of a training on the CPU; the CPU can be asked for."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(ModelError, match="NVIDIA GPU") as told:
+        precision.choose_device()
+    with pytest.raises((RuntimeError, AssertionError)) as reason:
+        torch.cuda.init()
+    assert str(reason.value).split(".")[0].split("\n")[0] in str(told.value)
+    assert "pip install --force-reinstall torch==" in str(told.value)
+    precision.unusable_gpu.cache_clear()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert precision.choose_device().type == "cpu"
+
+
+@pytest.mark.usefixtures("a_gpu_out_of_reach")
+def test_a_driver_that_is_too_old_is_told_with_the_torch_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message has the index of a torch for older drivers."""
+
+    def init() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12070).")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(ModelError, match=r"too old \(found version 12070\).*whl/cu126"):
+        precision.choose_precision("auto")

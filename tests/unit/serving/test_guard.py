@@ -55,6 +55,7 @@ def test_a_page_of_another_site_is_refused(client: httpx.Client, served: Running
     """By its Origin; this server's own page may ask."""
     assert ask(client, headers={"Origin": "http://evil.example"}).status_code == 403
     assert ask(client, headers={"Origin": "null"}).status_code == 403
+    assert ask(client, headers={"Origin": "http://[::1"}).status_code == 403
     assert ask(client, headers={"Origin": served.address}).status_code == 200
 
 
@@ -81,10 +82,19 @@ def test_the_right_key_is_taken(locked: Running) -> None:
 def test_beyond_the_queue_clients_are_told_to_come_back(locked: Running) -> None:
     """429 with Retry-After: here two answers at a time are one too many."""
     with locked.client(headers={"Authorization": f"Bearer {KEY}"}) as client:
-        found = ask(client, json=BODY | {"n": 2})
+        locked.server.active = 1
+        found = ask(client)
+        locked.server.active = 0
         assert (found.status_code, found.headers["Retry-After"]) == (429, "1")
         assert found.json()["error"]["code"] == "queue_full"
         assert ask(client).status_code == 200
+
+
+def test_what_no_queue_holds_is_refused_for_good(locked: Running) -> None:
+    """400: to ask later would be in vain."""
+    with locked.client(headers={"Authorization": f"Bearer {KEY}"}) as client:
+        found = ask(client, json=BODY | {"n": 2})
+        assert (found.status_code, found.json()["error"]["param"]) == (400, "n")
 
 
 def test_a_server_that_ends_takes_no_requests(served: Running, client: httpx.Client) -> None:

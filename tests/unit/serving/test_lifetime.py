@@ -1,5 +1,6 @@
 """Clients that go, a step that fails, a server that is asked to end; what is counted meanwhile."""
 
+import asyncio
 import http.client
 import json
 import threading
@@ -63,6 +64,30 @@ def test_a_client_that_goes_in_the_middle_of_its_body(served: Running, client: h
     while metrics(client).get(name, 0) == before:
         assert time.monotonic() < ends
     assert metrics(client)[name] == before + 1
+
+
+def test_a_client_that_takes_nothing_is_let_go(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds no place in the queue any more."""
+    monkeypatch.setattr("finetune.serving.answer.SEND_SECONDS", 0.1)
+    content = json.dumps(LONG | {"max_tokens": 2}).encode()
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    parts = [{"type": "http.request", "body": content}]
+
+    async def receive() -> Any:
+        return parts.pop() if parts else await asyncio.Future()
+
+    async def send(message: Any) -> None:
+        await asyncio.Future()
+
+    async def ask() -> None:
+        scope: Any = {
+            "type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "headers": headers,
+        }  # fmt: skip
+        async with asyncio.timeout(SECONDS):
+            await served.server.app(host="127.0.0.1", key=None)(scope, receive, send)
+
+    asyncio.run(ask())
+    assert served.server.active == 0
 
 
 def test_a_step_that_fails_ends_its_answers_and_no_others(

@@ -1,5 +1,6 @@
 """OpenAI's own client gets what it asks for."""
 
+import re
 from pathlib import Path
 
 import openai
@@ -124,6 +125,17 @@ def test_log_probabilities_of_a_text(client: openai.OpenAI) -> None:
     """In the older form."""
     found = complete(client, logprobs=1).choices[0].logprobs
     assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == 12
+
+
+def test_tokens_that_are_no_whole_characters_are_told_by_their_bytes(client: openai.OpenAI) -> None:
+    """Together they are the answer's; the likeliest of a text are as many as were asked for."""
+    options = {"model": "tuned", "temperature": 2, "seed": 1, "max_tokens": 40}
+    found = chat(client, logprobs=True, **options).choices[0]
+    whole = bytes(byte for one in found.logprobs.content for byte in one.bytes)
+    assert "\ufffd" in found.message.content
+    assert re.sub(r"<\|\w+\|>", "", whole.decode(errors="replace")) == found.message.content
+    likeliest = complete(client, logprobs=5, **options).choices[0].logprobs.top_logprobs
+    assert {len(one) for one in likeliest} == {5}
 
 
 def test_a_shared_beginning_is_reused(client: openai.OpenAI, served: Running) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from finetune.exporters.gguf.exporter import FILE
 from tests.support.adapters import make_adapter
 from tests.support.cli import FinetuneHere
 
@@ -73,10 +74,40 @@ def test_templates_that_differ_are_refused(
 def test_llama_cpp_gets_a_gguf_first(finetune_here: FinetuneHere, adapter: Path) -> None:
     """Which has the template in it; several models are refused."""
     lines = finetune_here("serve", str(adapter), "--engine", "llama.cpp").lines
-    assert lines[0] == f"finetune export {adapter} --format gguf --output tuned.gguf"
-    assert lines[1].startswith("llama-server --model tuned.gguf --alias tuned --jinja")
+    assert lines[0] == f"finetune export {adapter} --format gguf --output tuned-gguf"
+    assert lines[1].startswith(f"llama-server --model tuned-gguf/{FILE} --alias tuned --jinja")
     result = finetune_here("serve", f"a={adapter}", f"b={adapter}", "--engine", "llama.cpp", code=2)
     assert "llama.cpp's server serves one model" in result.stderr
+
+
+def test_a_base_that_was_named_is_named_again(
+    finetune_here: FinetuneHere, tiny_base: Path, adapter: Path
+) -> None:
+    """In the export's command."""
+    words = ("serve", str(adapter), "--base", str(tiny_base), "--engine", "llama.cpp")
+    assert f"{adapter} --base {tiny_base} --format gguf" in finetune_here(*words).lines[0]
+
+
+def test_limits_that_another_engine_does_not_have_are_refused(
+    finetune_here: FinetuneHere, adapter: Path
+) -> None:
+    """Exit code 2, with the option."""
+    result = finetune_here("serve", str(adapter), "--engine", "vllm", "--rows", "3", code=2)
+    assert "--rows with --engine: vllm has limits of its own" in result.stderr
+
+
+@pytest.mark.parametrize(("engine", "name"), [("vllm", "VLLM_API_KEY"), ("llama.cpp", "LLAMA_API_KEY")])
+def test_other_machines_need_the_key_there_too(
+    finetune_here: FinetuneHere, adapter: Path, monkeypatch: pytest.MonkeyPatch, engine: str, name: str
+) -> None:
+    """Without one it is refused; with one the command has it, and doesn't print it."""
+    words = ("serve", str(adapter), "--engine", engine, "--host", "0.0.0.0")  # noqa: S104
+    monkeypatch.delenv("FINETUNE_API_KEY", raising=False)
+    assert "set FINETUNE_API_KEY" in finetune_here(*words, code=2).stderr
+    monkeypatch.setenv("FINETUNE_API_KEY", "not-to-be-seen")
+    result = finetune_here(*words)
+    assert result.lines[-1].startswith(f'{name}="$FINETUNE_API_KEY" ')
+    assert "not-to-be-seen" not in result.stdout
 
 
 def test_an_engine_that_is_installed_is_run(

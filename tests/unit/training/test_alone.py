@@ -169,10 +169,13 @@ def test_an_evaluation_measures_each_document_alone(
             own = plain(bases[name])(input_ids=torch.tensor([one.token_ids])).logits[0]
             assert torch.allclose(row, own.float(), atol=1e-6)
         install_supervised_loss(model)
-        batches = evaluation_batches(documents, batch_size=batch_size, max_tokens=200, pad_token_id=0)
-        assert sum(model(**batch).loss.item() for _, batch in batches) == pytest.approx(
-            sum(expected), rel=1e-11
-        )
+        for packed in (False, True):
+            batches = evaluation_batches(
+                documents, batch_size=batch_size, max_tokens=200, pad_token_id=0, packed=packed
+            )
+            assert sum(model(**batch).loss.item() for _, batch in batches) == pytest.approx(
+                sum(expected), rel=1e-11
+            )
 
 
 @pytest.mark.parametrize("name", BY_LENGTH)

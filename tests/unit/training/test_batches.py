@@ -140,7 +140,7 @@ def test_epochs_are_counted_by_the_data() -> None:
     """10 rows of which each is seen 1.5 times are 15 rows an epoch: two steps of 8."""
     half = feed(10, repeat=1.5)
     assert half.steps_of(0) == 2
-    assert [half.epoch_at(step) for step in range(5)] == [0, 0.5, 1, 1.5, 2]
+    assert [half.epoch_at(step, {}) for step in range(5)] == [0, 0.5, 1, 1.5, 2]
 
 
 PADDED = Batching(2, 2, 1, 0, packed=False, pad_token_id=2)
@@ -190,6 +190,23 @@ def test_evaluation_covers_each_document_once(world: int) -> None:
         for row in batch["input_ids"]
     ]
     assert sorted(seen) == list(range(1, 12))
+
+
+@given(
+    lengths=st.lists(st.integers(2, 40), min_size=1, max_size=30),
+    most=st.integers(2, 60),
+)
+def test_packed_evaluation_batches_are_full(lengths: list[int], most: int) -> None:
+    """A pack holds as many of the documents, longest first, as have room in it, and a document that is too
+    long alone."""
+    documents = [document([number + 1] * length, [1.0] * length) for number, length in enumerate(lengths)]
+    batches = list(evaluation_batches(documents, batch_size=1, max_tokens=most, pad_token_id=0, packed=True))
+    assert sorted(index for chosen, _ in batches for index in chosen) == list(range(len(lengths)))
+    held = [batch["documents"] for _, batch in batches]
+    assert [length for own in held for length in own] == sorted(lengths, reverse=True)
+    for own, following in zip(held, [*held[1:], [most + 1]], strict=True):
+        assert sum(own) <= most or len(own) == 1
+        assert sum(own) + following[0] > most
 
 
 @given(

@@ -3,6 +3,7 @@ enough."""
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from finetune.models.device import generators_kept
 from finetune.training import build
 from tests.support.processes import adapter_of, assert_equal, start
 from tests.support.recipes import MakeRecipe
@@ -121,11 +123,18 @@ def test_memory_that_is_not_enough(
 
 def test_generators_are_put_back() -> None:
     """What torch draws after the rehearsal is what it would have drawn without."""
-    from finetune.training.callbacks.memory_check import generators_kept
-
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
     with generators_kept(torch.device("cpu")):
         torch.rand(100)
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_generators_of_other_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with several, torch would warn of all of them, and ask each."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with generators_kept(torch.device("cpu")):
+            torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from finetune.errors import CheckpointError
 from finetune.recipe.lock import read_lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
-from finetune.training.reproduce import reproduce
+from finetune.training.reproduce import differences, reproduce
 from tests.support.cli import run_process
 from tests.support.messages import hearing
 from tests.support.processes import EXACT, start
@@ -111,3 +112,14 @@ def test_no_file_of_a_run_holds_a_secret(recipe: Recipe, monkeypatch: pytest.Mon
             assert secret.encode() not in content, path
     assert "https://bucket.example/rows.jsonl?<query>" in (folder / "recipe.lock.yaml").read_text()
     assert any("the recipe or the command contains a secret" in line for line in said)
+
+
+@pytest.mark.parametrize(("device", "told"), [("cuda", True), ("cpu", False)])
+def test_a_gpus_sums_are_named_as_what_may_differ(finished: RunFolder, device: str, told: bool) -> None:
+    """So that other last digits are no failure, unless train.deterministic asked for the same bits."""
+    lock = read_lock(finished.lock_path)
+    lock = replace(lock, device=lock.device | {"type": device})
+    assert any("train.deterministic" in line for line in differences(lock, lock)) == told
+    train = lock.recipe.train.model_copy(update={"deterministic": True})
+    lock = replace(lock, recipe=lock.recipe.model_copy(update={"train": train}))
+    assert not differences(lock, lock)

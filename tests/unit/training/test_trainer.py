@@ -242,3 +242,33 @@ def test_a_tokenizer_larger_than_the_embedding(make_recipe: MakeRecipe, tmp_path
     assert len(warnings) == 1
     assert "for 1 of the tokenizer's tokens" in warnings[0]
     assert "(<stray>)" in warnings[0]
+
+
+def test_what_is_sent_between_processes_and_what_is_rounded(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DDP sends no buffers, which are the same everywhere; under DeepSpeed, too, weights of messages and
+    targets keep their type."""
+    trainer = trainer_of(make_recipe(), tmp_path)
+    assert trainer.accelerator.ddp_handler.broadcast_buffers is False
+    monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    batch = {"shift_weights": torch.tensor([0.3]), "targets": torch.tensor([1234.5, 257.0])}
+    found = trainer._prepare_inputs(batch)
+    assert all(torch.equal(found[name], batch[name]) and found[name].dtype == torch.float32 for name in batch)
+
+
+def test_gpus_that_lie_idle_are_said_once(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with several, and one process."""
+    said: list[str] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    with hearing(said.append):
+        run.start(make_recipe(train={"max_steps": 1}), name="idle", command="test")
+    (line,) = [line for line in said if "GPUs" in line]
+    assert line.endswith("--launch ddp --processes 8 trains on all")
+
+
+def test_adamw_on_a_gpu_is_torchs_fused_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which holds no temporary of the size of all trained weights; one that is named is that one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert optimizer_name("adamw") == "adamw_torch_fused"
+    assert optimizer_name("adamw_torch") == "adamw_torch"

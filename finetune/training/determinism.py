@@ -1,0 +1,49 @@
+"""The same bits at each run on a GPU too: sums in one order."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from finetune.errors import TrainingError
+
+VARIABLES = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
+"""What cuBLAS, and transformers' own attentions, are told by."""
+
+
+@contextmanager
+def deterministic(asked: bool) -> Iterator[None]:
+    """While this lasts torch takes the kernels whose sums have one order, where it is asked for.
+
+    Raises TrainingError where an operation has none.
+    """
+    if not asked:
+        yield
+        return
+    variables = {name: os.environ.get(name) for name in VARIABLES}
+    enabled, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
+    os.environ |= {name: os.environ.get(name, value) for name, value in VARIABLES.items()}
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # nothing is read that was not written
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic implementation" not in str(error):
+            raise
+        raise TrainingError(
+            f"train.deterministic: {str(error).split(',')[0]}. Set it to false: the last digits of two runs "
+            "may then differ on this device."
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        settings.fill_uninitialized_memory = fills
+        for name, value in variables.items():
+            if value is None:
+                del os.environ[name]
