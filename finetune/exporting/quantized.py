@@ -80,7 +80,6 @@ def export_quantized(
             seconds=round(now - started, 1),
             check_seconds=round(now - began, 1),
             coarser={},
-            rounding=None,
             notes=form.notes(),
             tensors=tensors,
             llama_cpp=None,

@@ -38,14 +38,14 @@ class ExportReport:
     coarser: dict[str, str]
     """Tensors whose rows are no whole blocks of the type that they would have, and the type that they
     have."""
-    rounding: "RoundingChoice | None"
-    """How what an adapter changes became 16-bit numbers; None where no weights did."""
     notes: tuple[str, ...]
     tensors: "TensorComparison | None"
     """What was read back; None where nobody looked."""
     llama_cpp: "LlamaCppCheck | None"
     """What llama.cpp made of it; None where it did not run, and `not_run` says why."""
     not_run: str | None
+    rounding: "RoundingChoice | None" = None
+    """How what an adapter changes became 16-bit numbers; None where no weights did."""
     predictions: "PredictionCheck | None" = None
     """Of a folder for transformers: what it makes of rows; None where it did not run."""
 
