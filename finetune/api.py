@@ -379,12 +379,12 @@ def export(
     (read back and compared) or none; `max_kl` bounds the mean KL of the predictions, in nats a token. Format
     vllm writes an adapter as vLLM loads it: plain LoRA of one rank, a DoRA's nearest one of `rank`. Formats
     compressed (`quantize` is fp8, int8 or int4, `group_size` how many integers have a scale) and nf4 write
-    folders for transformers, in which full compares the predictions.
-    `rounding`, `seed` and `calibration` are merge's, for weights in bf16 and f16. Raises ExportError for what
-    the format can't hold, and CheckFailed where a check doesn't hold.
+    folders for transformers, in which full compares the predictions. `rounding`, `seed` and `calibration` are
+    merge's, for weights in bf16 and f16. Raises ExportError for what the format can't hold, and CheckFailed
+    where a check doesn't hold.
     """
-    from finetune.exporting.export import ExportOptions
     from finetune.exporting.export import export as exporting
+    from finetune.exporting.options import ExportOptions
     from finetune.merging.rounding.request import RoundingRequest
 
     target = resolve_target(str(_path(model)), None if base is None else str(base))

@@ -5,29 +5,28 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from finetune.errors import CheckFailed, ExportError
+from finetune.errors import CheckFailed
 from finetune.exporters.base import Written
 from finetune.exporters.gguf.described import describe
 from finetune.exporters.gguf.exporter import Gguf, GgufPlan
 from finetune.exporters.gguf.library import WHEEL, has_library
 from finetune.exporters.gguf.lora import LoraTensors
 from finetune.exporters.gguf.tensors import ModelTensors
-from finetune.exporters.gguf.types import QUANTIZATIONS
 from finetune.exporting.adapter_only import base_file, plan_adapter, plan_base
 from finetune.exporting.inputs import ExportInputs, read_inputs
 from finetune.exporting.ollama.modelfile import MODELFILE, modelfile
 from finetune.exporting.ollama.translation import translate
+from finetune.exporting.options import SIXTEEN_BITS, ExportOptions
 from finetune.exporting.quantized import FOLDERS, export_quantized, folder_format
 from finetune.exporting.report import RECORD, ExportReport
 from finetune.exporting.tensors import TensorComparison, compare_tensors, read_back
 from finetune.exporting.vllm import VllmAdapter, export_for_vllm
-from finetune.extras import refuse_without
 from finetune.merging.merged_weights import MergedWeights
 from finetune.merging.output import failed_name, refuse_existing, refuse_small_disk, unfinished
 from finetune.merging.rounding.choice import RoundingChoice
@@ -36,101 +35,6 @@ from finetune.merging.rounding.tokenizer import refuse_other_tokenizer
 from finetune.merging.verification.lazy_model import fits_in_memory, model_of
 from finetune.models.device import choose_threads
 from finetune.runs.target import Target
-
-FORMATS = ("gguf", "ollama", "vllm", *FOLDERS)
-MERGED = ("mlx", "safetensors", "transformers")
-"""What others call the folder that `finetune merge` writes."""
-CHECKS = ("full", "tensors", "none")
-SIXTEEN_BITS = {"f16": torch.float16, "bf16": torch.bfloat16}
-"""The types whose rounding can be chosen."""
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """How to export, as the command line asks."""
-
-    format: str
-    quantize: str | None = None
-    """One of QUANTIZATIONS; f16 where it is None."""
-    adapter_only: bool = False
-    check: str = "full"
-    """full, tensors or none."""
-    max_kl: float | None = None
-    """The mean KL that is allowed, in nats a token; by type where it is None."""
-    rank: int | None = None
-    """Of what stands for a DoRA in vLLM; the adapter's own where it is None."""
-    rounding: RoundingRequest = field(default_factory=RoundingRequest)
-    """How the weights that an adapter changes become bf16 or f16."""
-    group_size: int | None = None
-    """Of integers in a compressed folder: how many have a scale together."""
-
-    @property
-    def type(self) -> str:
-        """The quantisation."""
-        return self.quantize or "f16"
-
-    def refuse_bad(self) -> None:
-        """Raises ExportError for a value that an option doesn't have, and for two that contradict each
-        other."""
-        if self.format in MERGED:
-            raise ExportError(
-                f"--format is {self.format!r}: finetune merge writes that folder, of safetensors as "
-                "transformers and mlx_lm load them."
-            )
-        is_folder = self.format in FOLDERS
-        for option, value, known in (
-            ("--format", self.format, FORMATS),
-            ("--quantize", None if is_folder else self.type, (None, *QUANTIZATIONS)),
-            ("--verify", self.check, CHECKS),
-        ):
-            if value not in known:
-                raise ExportError(f"{option} is {value!r}; expected one of {', '.join(filter(None, known))}.")
-        self._refuse_rounding()
-        if is_folder:
-            folder_format(self.format, self.quantize, self.group_size)
-        elif self.group_size is not None:
-            raise ExportError("--group-size is for --format compressed: leave it out.")
-        if self.format == "vllm":
-            self._refuse_beside_vllm()
-        elif self.rank is not None:
-            raise ExportError("--rank is for --format vllm: leave it out.")
-        if self.format != "gguf" and self.adapter_only:
-            raise ExportError("--adapter-only is for --format gguf: another one is exported whole.")
-        if self.max_kl is None:
-            return
-        if not 0 < self.max_kl < float("inf"):
-            raise ExportError(f"--max-kl is {self.max_kl}; expected a number of nats above 0.")
-        if self.check != "full":
-            raise ExportError(
-                f"--max-kl bounds what the export predicts, and --verify {self.check} doesn't run it: leave "
-                "one out."
-            )
-        if not is_folder:
-            refuse_without(WHEEL, "--max-kl, which bounds what llama.cpp predicts,")
-
-    def _refuse_rounding(self) -> None:
-        self.rounding.refuse_contradictions(None)
-        if self.format not in ("gguf", "ollama"):
-            self.rounding.refuse_without_rounding(f"--format {self.format}")
-        elif self.adapter_only or self.type not in SIXTEEN_BITS:
-            other = "--adapter-only" if self.adapter_only else f"--quantize {self.type}"
-            self.rounding.refuse_without_rounding(other)
-
-    def _refuse_beside_vllm(self) -> None:
-        given = {
-            "--quantize": self.quantize is not None,
-            "--adapter-only": self.adapter_only,
-            "--verify": self.check != "full",
-            "--max-kl": self.max_kl is not None,
-        }
-        found = [option for option, is_there in given.items() if is_there]
-        if found:
-            raise ExportError(
-                f"{' and '.join(found)} with --format vllm: it writes the adapter in float32, and always "
-                "compares it. Leave it out."
-            )
-        if self.rank is not None and self.rank < 1:
-            raise ExportError(f"--rank is {self.rank}; expected a whole number from 1.")
 
 
 def export(target: Target, output: Path, options: ExportOptions) -> ExportReport | VllmAdapter:

@@ -40,7 +40,9 @@ class RoundingRequest:
         if dtype == "float32":
             self.refuse_without_rounding("--dtype float32")
 
-    def refuse_without_rounding(self, why: str) -> None:
+    def refuse_without_rounding(
+        self, why: str, reason: str = "no weight is rounded to 16 bits, so there is nothing to choose"
+    ) -> None:
         """Raises MergeError where something is asked of the rounding, and none counts."""
         asked = {
             f"--rounding {self.name}": self.name not in (None, "nearest"),
@@ -49,10 +51,7 @@ class RoundingRequest:
         }
         found = [option for option, is_there in asked.items() if is_there]
         if found:
-            raise MergeError(
-                f"{' and '.join(found)} with {why}: no weight is rounded to 16 bits, so there is nothing to "
-                "choose. Leave it out."
-            )
+            raise MergeError(f"{' and '.join(found)} with {why}: {reason}. Leave it out.")
 
     def refuse_beside_peft(self, reason: str) -> None:
         """Raises MergeError for what can't be honoured where peft itself merges."""

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from finetune.errors import ExportError
-from finetune.exporting.export import ExportOptions, export
+from finetune.exporting.export import export
+from finetune.exporting.options import ExportOptions
 from finetune.runs.target import Target
 from tests.support.adapters import make_adapter
 from tests.support.exports import exportable, whole

@@ -19,7 +19,7 @@ import finetune
 from finetune.errors import CheckFailed, ExportError, FinetuneError
 from finetune.exporters.gguf import library
 from finetune.exporting import export as exporting
-from finetune.exporting.export import ExportOptions
+from finetune.exporting.options import ExportOptions
 from finetune.exporting.report import ExportReport
 from finetune.merging.merge import merge
 from finetune.runs.target import Target, resolve_target

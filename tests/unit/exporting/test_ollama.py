@@ -10,9 +10,10 @@ from data_prep.config import CHAT_TEMPLATES
 from data_prep.messages import Message
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import ExportError
-from finetune.exporting.export import ExportOptions, export
+from finetune.exporting.export import export
 from finetune.exporting.ollama.go_template import render
 from finetune.exporting.ollama.translation import TEMPLATES, translate, written_by_ollama
+from finetune.exporting.options import ExportOptions
 from tests.support.exports import whole
 from tests.support.models import CHATML, save_tiny_llama
 

@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from finetune.errors import CheckFailed, ExportError, FinetuneError
 from finetune.exporters.compressed.types import QUANTIZATIONS, NumberType
 from finetune.exporters.nf4 import Nf4Weights
+from finetune.exporters.quantized import folder
 from finetune.exporting import export as exporting
 from finetune.exporting import quantized
-from finetune.exporting.export import ExportOptions
 from finetune.exporting.inputs import read_inputs
+from finetune.exporting.options import ExportOptions
 from finetune.exporting.report import ExportReport
 from finetune.merging.merge import merge
+from finetune.merging.rounding.request import RoundingRequest
 from finetune.models import safetensors
 from finetune.runs.target import Target
 from tests.support.adapters import make_adapter
@@ -46,16 +48,16 @@ def export(target: Target, output: Path, **options: Any) -> ExportReport:
     return found
 
 
-def in_bfloat16(folder: Path, **options: Any) -> Path:
+def in_bfloat16(model: Path, **options: Any) -> Path:
     """A tiny LLaMA, stored in 16 bit as most are."""
-    save_tiny_llama(folder, **options)
-    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
-    return folder
+    save_tiny_llama(model, **options)
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(model)
+    return model
 
 
-def layers_of(folder: Path) -> dict[str, torch.Tensor]:
+def layers_of(model: Path) -> dict[str, torch.Tensor]:
     """The weights of the linear layers but the head, in float32."""
-    weights = load_file(folder / "model.safetensors")
+    weights = load_file(model / "model.safetensors")
     return {
         name.removesuffix(".weight"): weight.float()
         for name, weight in weights.items()
@@ -93,7 +95,7 @@ def test_the_library_s_own_compressor_makes_the_same(quantize: str, tmp_path: Pa
 def test_nf4_is_what_transformers_makes_while_it_loads(options: dict[str, Any], tmp_path: Path) -> None:
     """Each tensor of the model in memory, bit for bit, of an adapter's merge in bfloat16."""
     target = make_adapter(in_bfloat16(tmp_path / "model", **ODD | options), tmp_path / "adapter")
-    merge(target, tmp_path / "merged", check="none")
+    merge(target, tmp_path / "merged", check="none", rounding="nearest")
     export(target, tmp_path / "out", format="nf4", check="none")
     how = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -137,8 +139,8 @@ def test_a_folder_is_asked_in_transformers(name: str, tiny_base: Path, tmp_path:
     report = export(whole(tiny_base), tmp_path / "out", **ASKED[name])
     assert report.failures == []
     models = [
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        for folder in (tiny_base, tmp_path / "out")
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        for path in (tiny_base, tmp_path / "out")
     ]
     found = []
     for document in read_inputs(whole(tiny_base)).parts.documents[0]:
@@ -165,6 +167,27 @@ def test_each_family_is_loaded(family: str, tmp_path: Path) -> None:
         name for name in load_file(tmp_path / "out" / "model.safetensors") if name.endswith("proj.weight")
     }
     assert kept == set()
+
+
+@pytest.mark.parametrize(
+    "options", [{"quantize": "int4", "group_size": 16}, {"format": "nf4"}], ids=["int4", "nf4"]
+)
+def test_several_files_and_short_names_are_loaded(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a base whose names leave `model.` out, with tokens of an adapter's own: all of it is there."""
+    save_tiny_llama(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    short = {name.removeprefix("model."): weight for name, weight in load_file(file).items()}
+    save_file(short, file, {"format": "pt"})
+    own = {"new_tokens": ("<|new|>",), "modules_to_save": ["embed_tokens", "lm_head"]}
+    target = make_adapter(tmp_path / "model", tmp_path / "adapter", **own)
+    monkeypatch.setattr(folder, "LARGEST_FILE", 100_000)
+    report = export(target, tmp_path / "out", **options)
+    assert report.failures == []
+    assert sum(name.endswith(".safetensors") for name in report.files) > 1
+    assert report.predictions is not None
+    assert report.predictions.mean_kl < 1e-2
 
 
 # --- What is wrong is found
@@ -203,12 +226,12 @@ def test_a_scale_that_changes_on_the_disk_is_found(
     """What is read back is not what was computed."""
     read_back = quantized._read_back
 
-    def change(form: Any, plan: Any, inputs: Any, folder: Path, hashes: dict[str, str]) -> Any:
-        file = folder / "model.safetensors"
+    def change(form: Any, plan: Any, inputs: Any, path: Path, hashes: dict[str, str]) -> Any:
+        file = path / "model.safetensors"
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
-        return read_back(form, plan, inputs, folder, hashes)
+        return read_back(form, plan, inputs, path, hashes)
 
     monkeypatch.setattr(quantized, "_read_back", change)
     with pytest.raises(CheckFailed, match="is not on the disk as it was computed"):
@@ -249,6 +272,10 @@ REFUSED = {
     "adapter-only": ({"format": "nf4", "adapter_only": True}, "--adapter-only is for --format gguf"),
     "rank": ({"format": "nf4", "rank": 8}, "--rank is for --format vllm"),
     "kl-unmeasured": ({"quantize": "fp8", "max_kl": 1.0, "check": "tensors"}, "--verify tensors doesn't run"),
+    "rounding": (
+        {"format": "nf4", "rounding": RoundingRequest("stochastic")},
+        "--rounding stochastic with --format nf4: its linear layers are rounded to the nearest",
+    ),
     "mlx": ({"format": "mlx"}, "finetune merge writes that folder"),
 }  # fmt: skip
 
@@ -257,7 +284,7 @@ REFUSED = {
 def test_a_bad_option_is_refused(name: str, tiny_base: Path, tmp_path: Path) -> None:
     """Before anything is written."""
     options, expected = REFUSED[name]
-    with pytest.raises(ExportError, match=expected):
+    with pytest.raises(FinetuneError, match=expected):
         export(whole(tiny_base), tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
 

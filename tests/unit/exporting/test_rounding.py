@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import MergeError
-from finetune.exporting.export import ExportOptions
 from finetune.exporting.export import export as exporting
+from finetune.exporting.options import ExportOptions
 from finetune.exporting.report import ExportReport
 from finetune.merging.merge import merge
 from finetune.merging.rounding.request import RoundingRequest
