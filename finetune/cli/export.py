@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.common import BaseOption, JsonOption, out, print_json, tell_messages
+from finetune.cli.common import BaseOption, JsonOption, note, out, print_json, tell_messages
 
 
 def export(
@@ -62,6 +62,10 @@ def export(
 
     if private and push is None:
         raise ExportError("--private is for --push: leave it out, or name the repository.")
+    if push is not None:
+        from finetune.hub.push import refuse_unpushable
+
+        refuse_unpushable(push)
     tell_messages(as_json)
     report = api.export(
         target,
@@ -81,4 +85,6 @@ def export(
     for name, value in report.lines():
         out(f"{name:<13} {value}")
     if pushed is not None:
+        for text in pushed.notes:
+            note(text)
         out(f"{'pushed':<13} {pushed.url}, commit {pushed.commit}")
