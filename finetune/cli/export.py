@@ -11,6 +11,7 @@ from finetune.cli.common import (
     JsonOption,
     RoundingOption,
     SeedOption,
+    note,
     out,
     print_json,
     tell_messages,
@@ -83,6 +84,10 @@ def export(
 
     if private and push is None:
         raise ExportError("--private is for --push: leave it out, or name the repository.")
+    if push is not None:
+        from finetune.hub.push import refuse_unpushable
+
+        refuse_unpushable(push)
     tell_messages(as_json)
     report = api.export(
         target,
@@ -106,4 +111,6 @@ def export(
     for name, value in report.lines():
         out(f"{name:<13} {value}")
     if pushed is not None:
+        for text in pushed.notes:
+            note(text)
         out(f"{'pushed':<13} {pushed.url}, commit {pushed.commit}")

@@ -38,7 +38,7 @@ def plan_adapter(inputs: ExportInputs, quantize: str) -> GgufPlan[LoraTensors]:
         )
     factors = {name: _factors(inputs, name) for name in inputs.updates.by_name}
     said = describe(inputs.description)
-    alpha = float(parts.adapters[0].config["lora_alpha"])
+    alpha = float(parts.adapters[0].config["lora_alpha"]) or 1.0  # llama.cpp takes 0 for none
     return plan_lora(
         factors, alpha, said.family, said.shape, quantize=quantize, name=parts.adapters[0].folder.name
     )

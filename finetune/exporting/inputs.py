@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 
+from data_prep.tokenizers.tokens import check_ids
 from finetune.data import tokenizer_for
 from finetune.errors import ExportError
 from finetune.exporters.base import Description
@@ -79,7 +80,8 @@ def read_inputs(target: Target) -> ExportInputs:
     """What a name stands for, ready to be exported.
 
     Raises ExportError for a model with a classification head and for an adapter that must be merged first,
-    MergeError or ModelError where base and adapter can't be one.
+    MergeError or ModelError where base and adapter can't be one, DataError for a tokenizer with ids beyond
+    the embedding.
     """
     _refuse_head(target)
     parts = _whole(target) if target.adapter is None else read_parts(target, [], None)
@@ -102,6 +104,7 @@ def read_inputs(target: Target) -> ExportInputs:
             "rows: nobody trained the others. Export with the tokenizer that belongs to this model, or "
             "merge first (finetune merge)."
         )
+    check_ids(parts.tokenizer, updates.vocabulary)
     return ExportInputs(parts, updates)
 
 

@@ -90,11 +90,17 @@ class ExportReport:
     def write(self, folder: Path) -> None:
         """export.json, and README.md for whoever finds the folder."""
         (folder / RECORD).write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+        base, adapter = _short(self.base), _short(self.adapter or "")
         card = ["---", f"tags: {TAGS.get(self.format, '[gguf]')}", "---", ""]
         card += [f"# {Path(self.base).name}, fine-tuned" if self.adapter else f"# {Path(self.base).name}", ""]
-        card += [f"- base: {self.base}", *([f"- adapter: {self.adapter}"] if self.adapter else [])]
+        card += [f"- base: {base}", *([f"- adapter: {adapter}"] if adapter else [])]
         card += [
             f"- {name}: {value}" for name, value in self.lines() if name not in ("model", "output", "seconds")
         ]
         card += ["", f"All figures are in {RECORD}."]
-        (folder / "README.md").write_text("\n".join(card) + "\n")
+        (folder / "README.md").write_text("\n".join(card) + "\n", encoding="utf-8")
+
+
+def _short(name: str) -> str:
+    """A name without the folders of this machine."""
+    return "/".join(Path(name).parts[-2:]) if name.startswith("/") else name

@@ -8,6 +8,7 @@ far it is from the update is measured.
 """
 
 import json
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -69,14 +70,15 @@ class VllmAdapter:
         how = (
             "DoRA's update is no product of low rank: the nearest" if self.approximated else "the same update"
         )
+        command = ["vllm", "serve", self.base, "--enable-lora", "--max-lora-rank", str(self.max_lora_rank)]
+        command += ["--lora-modules", f"NAME={self.output}"]
         return [
             ("adapter", self.adapter),
             ("output", f"{self.output}, {self.bytes / 1e6:,.1f} MB"),
             ("update", f"{how}; of {len(self.residuals)} layers the worst differs by {self.worst:.1e}"),
-            ("vllm", f"vllm serve {self.base} --enable-lora --max-lora-rank {self.max_lora_rank} "
-                     f"--lora-modules NAME={self.output}"),
+            ("vllm", shlex.join(command)),
             ("note", "vLLM itself did not run: what is written was read back and compared"),
-        ]  # fmt: skip
+        ]
 
 
 def export_for_vllm(target: Target, output: Path, rank: int | None = None) -> VllmAdapter:
@@ -115,8 +117,13 @@ def export_for_vllm(target: Target, output: Path, rank: int | None = None) -> Vl
         notes = parts.adapters[0].folder / ADAPTER_NOTES
         if notes.is_file():
             (folder / ADAPTER_NOTES).write_bytes(notes.read_bytes())
-        residuals = dict(_residuals(parts, updates, found, folder))
-        wrong = [name for name, residual in residuals.items() if residual > EXACT and not approximated]
+        compared = dict(_residuals(parts, updates, found, folder))
+        residuals = {name: apart / size if size else apart for name, (apart, size) in compared.items()}
+        wrong = [
+            name
+            for name, (apart, size) in compared.items()
+            if not apart <= adapter.factors[name].left + EXACT * size
+        ]
         if wrong:
             raise CheckFailed(
                 f"the update of {wrong[0]} is another in what was written ({residuals[wrong[0]]:.1e}): "
@@ -195,13 +202,13 @@ def _change(parts: MergeInputs, updates: Updates, name: str, update: LowRank) ->
 
 def _residuals(
     parts: MergeInputs, updates: Updates, found: dict[str, LowRank], folder: Path
-) -> Iterator[tuple[str, float]]:
-    """Layer -> how far the update is that was written, read back, from the trained one."""
+) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Layer -> the Frobenius norms of what differs between the update that was written, read back, and the
+    trained one, and of the trained one."""
     written = Updates(parts.stored, parts.config, [Adapter(folder)])
     if set(written.by_name) != set(found):
         raise CheckFailed("what was written changes other layers than the adapter.")
     for name, update in found.items():
         trained = _change(parts, updates, name, update)
         again = _change(parts, written, name, _only(name, written.by_name[name].operations))
-        size = float(trained.norm())
-        yield name.removesuffix(".weight"), float((again - trained).norm()) / size if size else 0.0
+        yield name.removesuffix(".weight"), (float((again - trained).norm()), float(trained.norm()))

@@ -15,10 +15,13 @@ from huggingface_hub import ModelCardData
 
 from data_prep.config import HubSource
 from data_prep.secrets import scrubbed
+from data_prep.text import shown
+from finetune.errors import ModelError, library_refusals
 from finetune.hub.result import CARD, Result
+from finetune.models.bases.hub import is_hub_id
 from finetune.recipe.lock import Lock
 
-FRONT_MATTER = re.compile(r"\A---\n(.*?\n)?---\n", re.DOTALL)
+FRONT_MATTER = re.compile(r"\A---\n(.*?\n)?---(\n|\Z)", re.DOTALL)
 Licences = Callable[[str, str], str | None]
 """The licence of a repository of the hub, by kind (model, dataset) and name; None where it says none."""
 
@@ -39,20 +42,28 @@ def card_of(result: Result, name: str, licences: Licences) -> str:
 
 
 def _written(result: Result) -> str:
-    """README.md as it lies there; nothing of an adapter, whose is peft's empty form."""
+    """README.md as it lies there; nothing of an adapter, whose is peft's empty form. Raises ModelError where
+    it is no text."""
     path = result.folder / CARD
-    return path.read_text(encoding="utf-8") if result.kind != "adapter" and path.is_file() else ""
+    if result.kind == "adapter" or not path.is_file():
+        return ""
+    with library_refusals(f"{path} can't be read"):
+        return path.read_text(encoding="utf-8-sig")
 
 
 def _joined_front(own: str, data: ModelCardData) -> str:
-    """The metadata that is there, and ours where it says nothing."""
+    """The metadata that is there, and ours where it says nothing. Raises ModelError where it can't be
+    read."""
     from ruamel.yaml import YAML
 
     yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
     yaml.default_flow_style = False
-    there = yaml.load(own) if own.strip() else {}
+    with library_refusals(f"the metadata at the beginning of {CARD} can't be read"):
+        there = yaml.load(own) if own.strip() else {}
+    if not isinstance(there, dict):
+        raise ModelError(f"the metadata at the beginning of {CARD} is {shown(there)}; expected keys.")
     ours = {key: value for key, value in data.to_dict().items() if value is not None}
-    yaml.dump(ours | (there if isinstance(there, dict) else {}), stream)
+    yaml.dump(ours | there, stream)
     return stream.getvalue().strip()
 
 
@@ -63,7 +74,10 @@ def base_of(result: Result) -> dict[str, str]:
     base = result.notes.get("base")
     if isinstance(base, dict):
         return base
-    return {"kind": "other", "name": str(base)} if base else {}
+    if not base:
+        return {}
+    here = Path(base).is_absolute() or Path(base).exists()
+    return {"kind": "folder" if here else "hub" if is_hub_id(base) else "other", "name": str(base)}
 
 
 def data_sets(lock: Lock) -> list[str]:

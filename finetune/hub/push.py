@@ -1,7 +1,7 @@
 """Uploading a result in one commit, and reading back what the hub then has. Loads no torch."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -51,17 +51,13 @@ def push(text: str, name: str, *, private: bool = False, overwrite: bool = False
     ModelError where there is nothing to push, or the hub refuses it; CheckFailed where the hub has other
     content than was sent.
     """
-    from huggingface_hub import HfApi
+    api, result = _api(name), read_result(text)
+    made = False
 
-    if not is_hub_id(name):
-        raise ModelError(f"{name!r} is no repository's name: expected OWNER/NAME.")
-    result, token = read_result(text), hub_token()
-    if not token:
-        raise ModelError(
-            "HF_TOKEN is not set, and the hub lets nobody write without: set it to a token that may."
-        )
-    api = HfApi(token=token)
-    with _refused(name):
+    def state() -> str:
+        return "The repository was made, and is empty" if made else "The repository is as it was"
+
+    with _refused(name, state):
         api.whoami()
         newest, there, is_private = _state_of(api, name)
         files: dict[str, Path | bytes] = {path.name: path for path in result.files}
@@ -69,7 +65,7 @@ def push(text: str, name: str, *, private: bool = False, overwrite: bool = False
         files[CARD] = card_of(result, name, cache(partial(_licence_of, api))).encode()
         if newest is None:
             api.create_repo(name, private=private)
-            is_private = private
+            is_private, made = private, True
         else:
             _refuse_other(name, files, there, overwrite=overwrite)
             if private and not is_private:
@@ -77,6 +73,7 @@ def push(text: str, name: str, *, private: bool = False, overwrite: bool = False
                     f"--private, and {name} is there already and public: change that on its page first."
                 )
         commit = _commit(api, name, files, newest)
+    with _unread(name, commit):
         wrong = _other_content(files, {file.path: file for file in _tree(api, name, commit)})
     if wrong:
         raise CheckFailed(
@@ -92,10 +89,33 @@ def push(text: str, name: str, *, private: bool = False, overwrite: bool = False
     )
 
 
+def refuse_unpushable(name: str) -> None:
+    """Raises ModelError where nothing can be pushed to a repository of this name: asked before work whose
+    result is to be pushed."""
+    api = _api(name)
+    with _refused(name, lambda: "Nothing was done"):
+        api.whoami()
+
+
+def _api(name: str) -> "HfApi":
+    """The hub's client, which may write. Raises ModelError for a name that is none, and without a token."""
+    from huggingface_hub import HfApi
+
+    if not is_hub_id(name):
+        raise ModelError(f"{name!r} is no repository's name: expected OWNER/NAME.")
+    if not (token := hub_token()):
+        raise ModelError(
+            "HF_TOKEN is not set, and the hub lets nobody write without: set it to a token that may."
+        )
+    return HfApi(token=token)
+
+
 def _notes(result: Result) -> Iterator[str]:
     """What a person should know of what was uploaded."""
     if result.left_out:
         yield f"not uploaded: {', '.join(result.left_out)}"
+    if result.with_folders:
+        yield f"folders of this machine are named in {', '.join(result.with_folders)}"
     if result.kind == "adapter" and base_of(result).get("kind") != "hub":
         yield (
             "adapter_config.json names a base of this machine: who loads the adapter must name the base "
@@ -181,8 +201,9 @@ def _licence_of(api: "HfApi", kind: str, name: str) -> str | None:
 
 
 @contextmanager
-def _refused(name: str) -> Iterator[None]:
-    """Turn what the hub's client raises into a ModelError that says what to do."""
+def _refused(name: str, state: Callable[[], str]) -> Iterator[None]:
+    """Turn what the hub's client raises into a ModelError that says what to do, and in what state the hub
+    is."""
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
         HFValidationError,
         HTTPError,
@@ -195,6 +216,20 @@ def _refused(name: str) -> Iterator[None]:
         raise ModelError(f"{name!r} is no repository's name: {error}") from None
     except (HTTPError, OfflineModeIsEnabled, OSError, RuntimeError) as error:
         raise ModelError(
-            f"{name} was not pushed: {refusal(error)}. The repository is as it was; the same command sends "
-            "only what is not there yet."
+            f"{name} was not pushed: {refusal(error)}. {state()}; the same command sends only what is not "
+            "there yet."
+        ) from error
+
+
+@contextmanager
+def _unread(name: str, commit: str) -> Iterator[None]:
+    """The same where the hub has the commit, and doesn't give it back."""
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
+
+    try:
+        yield
+    except (HTTPError, OfflineModeIsEnabled, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"{name} was pushed as {commit}, and could not be read back to be compared: {refusal(error)}. "
+            "The same command compares it."
         ) from error

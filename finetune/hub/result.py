@@ -1,13 +1,23 @@
 """What can be put on the hub: the files of a result, and what is recorded of it. Loads no torch."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_prep.secrets import secret_in
-from finetune.errors import ModelError
-from finetune.merging.output import VERIFICATION_FILE, failed_name
-from finetune.models.bases.folder import CONFIG, is_adapter, read_json, refuse_no_weights
+from finetune.errors import ModelError, library_refusals
+from finetune.extras import is_installed
+from finetune.merging.output import VERIFICATION_FILE, failed_name, partial_name
+from finetune.models.bases.folder import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    is_adapter,
+    read_header,
+    read_json,
+    refuse_no_weights,
+)
 from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.paths import LOCK
 from finetune.runs.checkpoint import MARKER
@@ -16,6 +26,10 @@ from finetune.runs.target import resolve_target
 
 GGUF = ".gguf"
 CARD = "README.md"
+EXPORT_RECORD = "export.json"
+OF_A_RESULT = (".safetensors", GGUF, ".json", ".jinja", ".model")
+"""Files that a result consists of."""
+ABSOLUTE = re.compile(r'"(/[^"\n]+)"')
 WEIGHTS_OR_VOCABULARY = (".safetensors", GGUF, ".model", ".bin")
 """Files that aren't looked through for secrets: numbers, and, like tokenizer.json, words of a vocabulary."""
 
@@ -30,11 +44,13 @@ class Result:
     files: tuple[Path, ...]
     left_out: tuple[str, ...]
     """Names of what lies there and isn't uploaded: folders, links, hidden files."""
+    with_folders: tuple[str, ...] = ()
+    """Names of files in which folders of this machine are named."""
     lock: Lock | None = None
     """Of the run that it comes from, where it lies in one."""
     summary: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
-    """finetune.json of an adapter, or verification.json of a merge."""
+    """finetune.json of an adapter, verification.json of a merge, or export.json."""
 
     @property
     def bytes(self) -> int:
@@ -63,7 +79,9 @@ def read_result(text: str) -> Result:
         hidden = path.name.startswith(".")
         taken = path.is_file() and not path.is_symlink() and not hidden
         files.append(path) if taken else left_out.append(path.name)
+    _refuse_links(here, left_out)
     for path in files:
+        _refuse_damaged(path)
         _refuse_secret(path)
     lock = read_lock(run.lock_path) if run is not None else None
     return Result(
@@ -71,6 +89,7 @@ def read_result(text: str) -> Result:
         kind,
         tuple(path for path in files if path.name != CARD),
         tuple(left_out),
+        tuple(path.name for path in files if _names_folders(path)),
         lock,
         run.outcome() if run is not None else {},
         _notes_of(here),
@@ -85,6 +104,8 @@ def _kind_of(folder: Path, text: str) -> str:
         )
     if folder.name == failed_name(folder.with_suffix("")).name:
         raise ModelError(f"{text} did not pass its checks, and is kept to look at: it is not pushed.")
+    if folder.name == partial_name(folder.with_suffix("")).name.removeprefix("."):
+        raise ModelError(f"{text} is what a command left that was ended in the middle: it is not pushed.")
     if is_adapter(folder):
         return "adapter"
     if (folder / CONFIG).is_file():
@@ -100,11 +121,41 @@ def _kind_of(folder: Path, text: str) -> str:
 
 def _notes_of(folder: Path) -> dict[str, Any]:
     """What this toolkit wrote beside the weights; nothing for what others made."""
-    for name in (VERIFICATION_FILE, ADAPTER_NOTES):
+    for name in (VERIFICATION_FILE, ADAPTER_NOTES, EXPORT_RECORD):
         if (folder / name).is_file():
             found: dict[str, Any] = read_json(folder / name)
             return found
     return {}
+
+
+def _refuse_links(folder: Path, left_out: Sequence[str]) -> None:
+    """Raises ModelError where a part of the result is a link, which isn't followed, as in the hub's cache."""
+    parts = [name for name in left_out if (folder / name).is_symlink() and Path(name).suffix in OF_A_RESULT]
+    if parts:
+        raise ModelError(
+            f"{folder} has links for {', '.join(parts)}, which are not followed: push a copy (cp -rL)."
+        )
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Raises ModelError for a file that nobody could load."""
+    if path.suffix == ".safetensors":
+        read_header(path)
+    elif path.name in (CONFIG, ADAPTER_CONFIG):
+        read_json(path)
+    elif path.suffix == GGUF and is_installed("gguf"):
+        with library_refusals(f"{path} is damaged or no GGUF file"):
+            from gguf import GGUFReader
+
+            GGUFReader(path)
+
+
+def _names_folders(path: Path) -> bool:
+    """Whether a record names a folder or a file of this machine."""
+    if path.suffix != ".json" or path.name == "tokenizer.json":
+        return False
+    texts = ABSOLUTE.findall(path.read_text(encoding="utf-8", errors="replace"))
+    return any(Path(text).exists() for text in texts)
 
 
 def _refuse_secret(path: Path) -> None:

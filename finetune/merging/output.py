@@ -26,10 +26,15 @@ def failed_name(output: Path) -> Path:
     return output.with_name(f"{output.name}.failed")
 
 
+def partial_name(output: Path) -> Path:
+    """Where an output lies until it is whole."""
+    return output.with_name(f".{output.name}.unfinished")
+
+
 def refuse_existing(output: Path) -> None:
     """Raises MergeError where something stands under a name that the merge would write, or where no folder
     can be."""
-    for path in (output, failed_name(output)):
+    for path in (output, failed_name(output)) if output.name else (output,):  # / has no name
         if path.exists() or path.is_symlink():
             raise MergeError(
                 f"{path} exists already, and nothing is ever written over: remove it, or name another output."
@@ -57,7 +62,7 @@ def unfinished(output: Path) -> Iterator[Path]:
     output now, OSError where somebody put a link there, and where the disk is full, whatever finds it.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.unfinished")
+    partial = partial_name(output)
     handle = _claim(partial, output)
     try:
         try:

@@ -6,6 +6,7 @@ with bytes for what has no token.
 """
 
 import json
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,8 +56,8 @@ def _tokens(
     described: dict[str, Any], tokenizer: PreTrainedTokenizerFast, rows: int
 ) -> tuple[list[str], list[int]]:
     """Each row's token and kind; rows beyond the tokenizer's are unused."""
-    model = described["model"]
-    tokens = [f"[PAD{index}]" for index in range(rows)]
+    model, known = described["model"], tokenizer.get_vocab()
+    tokens = [_unlike(known, f"[PAD{index}]") for index in range(rows)]
     kinds = [UNUSED] * rows
     for token, index in model["vocab"].items():
         tokens[index], kinds[index] = token, _kind(token, model)
@@ -65,6 +66,11 @@ def _tokens(
         unknown = added.special and str(added) == model.get("unk_token") and model.get("byte_fallback")
         kinds[index] = UNKNOWN if unknown else CONTROL if added.special else USER_DEFINED
     return tokens, kinds
+
+
+def _unlike(known: Container[str], text: str) -> str:
+    """A text that is no token: llama.cpp reads no file with two of one text."""
+    return text if text not in known else _unlike(known, f"{text}_")
 
 
 def _kind(token: str, model: dict[str, Any]) -> int:

@@ -18,6 +18,7 @@ from data_prep.chat.rendering import ChatRenderer, end_of_turn_ids
 from data_prep.errors import DataError
 from data_prep.table.documents import Document
 from data_prep.tokenizers.tokens import ids_of
+from finetune.errors import ExportError
 from finetune.exporting.llama_cpp.bounds import DIFFERENCE_BOUNDS, bound_on_kl
 from finetune.exporting.llama_cpp.server import LlamaCpp, running
 from finetune.exporting.llama_cpp.texts import texts_for
@@ -189,11 +190,14 @@ class Numbers:
 
 
 def compare_numbers(llama_cpp: LlamaCpp, exported: Exported) -> Numbers:
-    """Log-probabilities of the likeliest tokens at places of the documents."""
+    """Log-probabilities of the likeliest tokens at places of the documents. Raises ExportError where the
+    model itself has none, and CheckFailed where llama.cpp has none."""
     largest, divergences, same = 0.0, list[float](), 0
     for document in exported.documents[:ROWS]:
         ids = list(document.token_ids[: min(TOKENS_A_ROW, exported.context - 1)])
         ours = _log_probabilities(exported.model, ids)
+        if not bool(ours.isfinite().all()):  # which no comparison would find: NaN is beyond no bound
+            raise ExportError("the model's log-probabilities are NaN or infinite: export one that answers.")
         for place in _places(len(ids)):
             theirs = llama_cpp.log_probabilities(ids[: place + 1], min(LIKELIEST, ours.shape[-1]))
             tokens = torch.tensor(list(theirs))

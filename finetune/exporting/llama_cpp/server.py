@@ -42,12 +42,15 @@ class LlamaCpp:
         return str(self._ask("apply-template", {"messages": list(messages)})["prompt"])
 
     def log_probabilities(self, ids: Sequence[int], likeliest: int) -> dict[int, float]:
-        """Those of the likeliest tokens after some tokens."""
+        """Those of the likeliest tokens after some tokens. Raises CheckFailed where they are no numbers."""
         # They are those before anything is drawn; of a token without a text llama.cpp tells none.
         drawn = [[self._letter, 1e6]]
         made = self._complete(ids, 1, n_probs=likeliest, logit_bias=drawn)
-        found = made["completion_probabilities"][0]
-        return {entry["id"]: entry["logprob"] for entry in found["top_logprobs"]}
+        told = made.get("completion_probabilities") or [{"top_logprobs": []}]
+        found = {entry["id"]: entry["logprob"] for entry in told[0]["top_logprobs"]}
+        if not found or None in found.values():
+            raise CheckFailed("llama.cpp computes no log-probabilities of this model: it overflows there.")
+        return found
 
     def answer(self, ids: Sequence[int], tokens: int) -> list[int]:
         """The likeliest tokens after some, up to the end of the answer and without it, at most so many."""

@@ -49,6 +49,7 @@ ASKED, ANSWERED, AGAIN = (
 SYSTEM, PAIRED = Message("system", "Be brief."), Message("user", "Add.\n\n### Input:\n3 4")
 CONVERSATIONS = (
     (ASKED,), (PAIRED,), (ASKED, ANSWERED, AGAIN), (SYSTEM, ASKED), (SYSTEM, ASKED, ANSWERED, AGAIN),
+    (*(ASKED, ANSWERED) * 4, AGAIN), (SYSTEM, *(ASKED, ANSWERED) * 4, AGAIN),
 )  # fmt: skip
 BLANKS = (Message("user", "  What? "),)
 

@@ -15,6 +15,7 @@ from tests.support.exports import exportable, whole
 PLAIN = {"rope_type": "default", "rope_theta": 5000.0}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("llama", {}),
+    "nothing": ("llama", {"lora_alpha": 0}),
     "rslora": ("llama", {"use_rslora": True}),
     "patterns": (
         "llama",

@@ -274,6 +274,8 @@ def test_what_stands_there_already_is_left_alone(tiny_base: Path, tmp_path: Path
     with pytest.raises(FinetuneError, match="exists already"):
         export(whole(tiny_base), tmp_path / "out", format="gguf")
     assert list((tmp_path / "out").iterdir()) == []
+    with pytest.raises(FinetuneError, match="/ exists already"):
+        export(whole(tiny_base), Path("/"), format="gguf")
 
 
 def test_a_run_is_exported_and_one_without_result_refused(

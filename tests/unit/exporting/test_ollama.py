@@ -55,7 +55,12 @@ def test_a_system_message_of_the_template_s_own_goes_into_the_modelfile(tmp_path
 
 @pytest.mark.parametrize(
     "template",
-    ["alpaca", "{% for message in messages %}{{ message['content'][::-1] }}<|im_end|>{% endfor %}"],
+    [
+        "alpaca",
+        "{% for message in messages %}{{ message['content'][::-1] }}<|im_end|>{% endfor %}",
+        CHATML.replace("{{ message['role'] }}", "{{ 'user' if loop.index > 5 else message['role'] }}"),
+    ],
+    ids=["alpaca", "backwards", "another from the sixth message on"],
 )
 def test_a_template_that_go_can_t_write_is_refused(template: str, tiny_base: Path) -> None:
     """And not guessed."""

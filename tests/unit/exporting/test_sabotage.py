@@ -1,16 +1,20 @@
 """A file that says something else than was exported does not hold in llama.cpp."""
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from finetune.errors import ExportError
 from finetune.exporters.gguf.exporter import FILE, Gguf, GgufPlan
 from finetune.exporters.gguf.tensors import ModelTensors
+from finetune.exporting.export import ExportOptions, export
 from finetune.exporting.inputs import read_inputs
 from finetune.exporting.llama_cpp.check import Exported, check_in_llama_cpp
 from tests.support.exports import exportable, whole
@@ -95,3 +99,14 @@ def test_llama_cpp_tells_what_is_otherwise(name: str, model: Path, tmp_path: Pat
     failures = check_in_llama_cpp(tmp_path / FILE, exported, "f32", None).failures
     assert bool(failures) is (expected is not None)
     assert expected is None or any(re.search(expected, failure) for failure in failures), failures
+
+
+def test_a_model_that_overflows_does_not_hold(model: Path, tmp_path: Path) -> None:
+    """NaN on both sides is no agreement."""
+    shutil.copytree(model, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["model.norm.weight"].fill_(1e38)
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ExportError, match="log-probabilities are NaN or infinite"):
+        export(whole(tmp_path / "model"), tmp_path / "out", ExportOptions("gguf", "f32"))
+    assert not (tmp_path / "out").exists()

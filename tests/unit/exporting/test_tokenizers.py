@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from data_prep.errors import DataError
 from data_prep.tokenizers.tokens import ids_of
 from finetune.errors import ExportError
 from finetune.exporters.gguf.pre_tokenizers import (
@@ -149,3 +150,25 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path) -> None:
     read = read_inputs(whole(tmp_path / "model"))
     with pytest.raises(ExportError, match="the tokenizer is a WordLevel one"):
         write_gguf(read, tmp_path / "out")
+
+
+def test_a_row_beyond_the_tokens_has_no_token_s_name(tmp_path: Path) -> None:
+    """llama.cpp reads no file with two of one name."""
+    pytest.importorskip("xllamacpp")
+    save_tiny_llama(tmp_path / "model", vocab_size=400)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_tokens(["[PAD390]"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert differing(tmp_path / "model", tmp_path / "out") == []
+
+
+def test_an_id_beyond_the_embedding_is_refused(tmp_path: Path) -> None:
+    """With the token: ids may have gaps."""
+    save_tiny_llama(tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    described = json.loads(path.read_text())
+    words = described["model"]["vocab"]
+    words[max(words, key=words.get)] += 500
+    path.write_text(json.dumps(described))
+    with pytest.raises(DataError, match=r"the id 853.*fit into the embedding"):
+        read_inputs(whole(tmp_path / "model"))

@@ -1,6 +1,7 @@
 """Adapters as vLLM loads them: one rank, one scale, nothing but LoRA on linear layers."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,28 @@ def test_a_wrong_scale_is_found(tiny_base: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(FinetuneError, match="is another in what was written"):
         export_for_vllm(target, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_approximation_that_was_written_wrongly_is_found(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A DoRA's is as far from the update as the nearest product is, and no farther."""
+    target: Target = make_adapter(tiny_base, tmp_path / "adapter", use_dora=True)
+    whole = vllm._uniform
+
+    def careless(*given: Any) -> Any:
+        factors = whole(*given)
+        return type(factors)(factors.b * 1.01, factors.a, factors.left)
+
+    monkeypatch.setattr(vllm, "_uniform", careless)
+    with pytest.raises(FinetuneError, match="is another in what was written"):
+        export_for_vllm(target, tmp_path / "out")
+
+
+def test_the_command_is_one_that_a_shell_takes(tiny_base: Path, tmp_path: Path) -> None:
+    """Whatever the folders are called."""
+    report = export_for_vllm(make_adapter(tiny_base, tmp_path / "adapter"), tmp_path / "my out")
+    assert shlex.split(dict(report.lines())["vllm"])[-1] == f"NAME={tmp_path / 'my out'}"
 
 
 @pytest.mark.parametrize(

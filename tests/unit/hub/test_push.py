@@ -1,7 +1,10 @@
 """finetune push: what the hub then has, and what it must not get."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from peft import AutoPeftModelForCausalLM
 import finetune
 from finetune.errors import CheckpointError, FinetuneError, ModelError
 from finetune.run import Run
+from tests.support.adapters import make_adapter
 from tests.support.cli import FinetuneHere
 from tests.support.hub_server import TOKEN, Fault, Hub, Repository
 
@@ -207,3 +211,100 @@ def test_the_command_prints_where_it_is(hub: Hub, run: Run, finetune_here: Finet
     assert f"url      {hub.url}/{NAME}" in done.stdout
     assert "each with the hash that it has here" in done.stdout
     assert "names a base of this machine" in done.stderr
+
+
+def copied(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    return to
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def linked(path: Path) -> None:
+    shutil.move(path, path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+README = "README.md"
+DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "weights": ("model.safetensors", cut, "is truncated"),
+    "config": ("config.json", cut, "is not valid JSON"),
+    "gguf": ("model.gguf", lambda path: path.write_bytes(b"GGUF"), "damaged or no GGUF file"),
+    "link": ("model.safetensors", linked, "has links for model.safetensors, which are not followed"),
+    "card": (README, lambda path: path.write_bytes(b"\xff"), "README.md can't be read"),
+    "metadata": (README, lambda path: path.write_text("---\na: [\n---\n"), "metadata .* can't be read"),
+    "list": (
+        README,
+        lambda path: path.write_text("---\n- a\n---\n"),
+        r"metadata .* is \['a'\]; expected keys",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_what_nobody_could_load_is_refused(damage: str, hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+    """With the file; nothing is there afterwards."""
+    folder = copied(tiny_base, tmp_path / "model")
+    name, change, expected = DAMAGES[damage]
+    change(folder / name)
+    with pytest.raises(ModelError, match=expected):
+        finetune.push(folder, NAME)
+    assert hub.repositories == {}
+
+
+def test_what_an_ended_command_left_is_refused(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+    """A hidden folder whose weights may be half written."""
+    with pytest.raises(ModelError, match="ended in the middle"):
+        finetune.push(copied(tiny_base, tmp_path / ".merged.unfinished"), NAME)
+
+
+def test_a_card_without_a_line_end_keeps_its_metadata(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+    """And one that begins with a byte order mark."""
+    folder = copied(tiny_base, tmp_path / "model")
+    (folder / README).write_text("\ufeff---\nlicense: mit\n---", encoding="utf-8")
+    finetune.push(folder, NAME)
+    assert ModelCard(hub.model(NAME).files[README].decode()).data.license == "mit"
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("POST .*/commit/", "The repository was made, and is empty"),
+        ("GET .*/tree/", "was pushed as [0-9a-f]{40}, and could not be read back"),
+    ],
+)
+def test_an_error_says_what_the_hub_has(fault: str, expected: str, hub: Hub, run: Run) -> None:
+    """Which is not always what it had before."""
+    hub.faults = [Fault(fault, 404, 99)]
+    with pytest.raises(ModelError, match=expected):
+        finetune.push(run, NAME)
+
+
+def test_an_export_has_its_base_in_the_card_and_no_folders(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+    """With the licence of a base of the hub; what else names folders of this machine is said."""
+    adapter = tmp_path / "adapter"
+    make_adapter(tiny_base, adapter)
+    finetune.export(adapter, tmp_path / "out", format="gguf", verify="none")
+    notes = finetune.push(tmp_path / "out", NAME).notes
+    assert notes == ("folders of this machine are named in export.json",)
+    assert str(tmp_path) not in hub.model(NAME).files[README].decode()
+    assert f"- base: {tiny_base.name}" in hub.model(NAME).files[README].decode()
+    hub.add("me/tiny", tiny_base, licence="llama3.2")
+    finetune.export("me/tiny", tmp_path / "exported", format="gguf", verify="none")
+    finetune.push(tmp_path / "exported", f"{NAME}-gguf")
+    card = ModelCard(hub.model(f"{NAME}-gguf").files[README].decode())
+    assert (card.data.base_model, card.data.license) == ("me/tiny", "llama3.2")
+    assert card.data.base_model_relation == "quantized"
+
+
+@pytest.mark.parametrize(("name", "expected"), [("tiny", "is no repository's name"), (NAME, "does not know")])
+def test_what_cannot_be_pushed_is_not_exported(
+    name: str, expected: str, hub: Hub, tiny_base: Path, tmp_path: Path, finetune_here: FinetuneHere
+) -> None:
+    """A name that is none, a token that the hub doesn't know: said before the work."""
+    hub.faults = [Fault("GET /api/whoami", 401, 9)]
+    words = ("export", str(tiny_base), "--format", "gguf", "--output", str(tmp_path / "out"), "--push", name)
+    assert expected in finetune_here(*words, code=2).stderr
+    assert not (tmp_path / "out").exists()
