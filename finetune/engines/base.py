@@ -124,8 +124,8 @@ class Engine:
     """Its section of an accelerate file."""
     packages: ClassVar[tuple[Requirement, ...]] = ()
     programs: ClassVar[tuple[Requirement, ...]] = ()
-    processes_per_row: ClassVar[int] = 1
-    """How many processes share one row of a batch."""
+    splits_rows: ClassVar[bool] = False
+    """Whether several processes can share a row (train.sequence_parallel_size)."""
     takes_over: ClassVar[bool] = False
     """Whether a library of its own moves, saves and loads the weights, in a form of its own."""
     steps_in_backward: ClassVar[bool] = False
@@ -157,10 +157,6 @@ class Engine:
         otherwise."""
         return True
 
-    def data_parallel(self, processes: int) -> int:
-        """How many of the processes have rows of their own."""
-        return processes // self.processes_per_row
-
     # What it refuses
 
     def refusal(self, method: Method, precision: str) -> Refusal | None:
@@ -174,6 +170,12 @@ class Engine:
         why = self.optimizer_problem(optimizer)
         if why is not None:
             return f"train.optimizer: {optimizer}: {why}"
+        if recipe.train.sequence_parallel_size > 1 and not self.splits_rows:
+            return (
+                f"train.sequence_parallel_size: {recipe.train.sequence_parallel_size}: the processes of "
+                f"{self.name} share no row. Take --launch ddp or fsdp2 with several processes, or leave it "
+                "out."
+            )
         if self.shards_weights and recipe.objective.names_reference:
             return (
                 "objective.reference (an adapter): each process would hold the model under it whole, and "

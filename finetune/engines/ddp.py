@@ -8,6 +8,7 @@ class Ddp(Engine):
     """torch's DistributedDataParallel."""
 
     kinds = ("MULTI_GPU", "MULTI_CPU")
+    splits_rows = True
 
 
 DDP = Ddp(

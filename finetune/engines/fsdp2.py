@@ -63,6 +63,7 @@ class Fsdp2(Engine):
     kinds = ("FSDP",)
     switch = "ACCELERATE_USE_FSDP"
     section = SECTION
+    splits_rows = True
     takes_over = True
     gathered_words = "two layers and the head"
 

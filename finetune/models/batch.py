@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+from torch.nn import functional
 
 from finetune.models.device import widest_type
 from finetune.models.loss import IGNORE_INDEX, next_token_labels
@@ -114,6 +115,24 @@ def _shared_tokens(row: Sequence[TokenisedRow]) -> int:
     ids = [own.token_ids[:most] for own in row]
     alike = next((at for at, tokens in enumerate(zip(*ids, strict=True)) if len(set(tokens)) > 1), most)
     return max(0, alike - 1)
+
+
+def sequence_part(batch: dict[str, Any], part: int, parts: int) -> dict[str, Any]:
+    """What one of several processes has of a packed row: its tokens, beside the lengths of all documents.
+
+    A last document without labels makes the parts equal.
+    """
+    tokens = batch["input_ids"].shape[1]
+    missing, filled = -tokens % parts, dict(batch)
+    fillers = {"input_ids": 0, "shift_labels": IGNORE_INDEX, "shift_weights": 0.0}
+    if missing:
+        for name in fillers.keys() & batch.keys():
+            filled[name] = functional.pad(batch[name], (0, missing), value=fillers[name])
+        filled["position_ids"] = torch.cat([batch["position_ids"], torch.arange(missing)[None]], dim=1)
+        filled["documents"] = [*batch["documents"], missing]
+    each = (tokens + missing) // parts
+    columns = {"position_ids", *fillers} & batch.keys()
+    return filled | {name: filled[name][:, part * each : (part + 1) * each] for name in columns}
 
 
 def loss_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:

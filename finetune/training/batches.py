@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 from data_prep.epoch.packing import PackedPiece, Packs, joined, per_row, pieces_of
 from data_prep.epoch.stream import Position, Stream
 from data_prep.table.documents import Document, DocumentTable
-from finetune.models.batch import packed_batch, padded_batch, shared_batch
+from finetune.models.batch import packed_batch, padded_batch, sequence_part, shared_batch
 from finetune.models.kernels.noise import noise_seed
 from finetune.models.loss import supervised_positions
 
@@ -47,6 +47,9 @@ class Batching:
     """Documents of a pack are one, in which each attends to those before it (data.attention)."""
     shares_prompts: bool = False
     """What the documents of a row begin with is computed once (finetune.models.batch.shared_batch)."""
+    part: int = 0
+    parts: int = 1
+    """Processes that share a row, and which of them this is."""
 
     @property
     def accumulation(self) -> int:
@@ -313,6 +316,8 @@ def collate(documents: Sequence[Document], batching: Batching, *, step: int) -> 
         packed=batching.packed,
         pad_token_id=batching.pad_token_id,
         shared=batching.documents_per_row if batching.shares_prompts else 0,
+        part=batching.part,
+        parts=batching.parts,
     )
     if batching.noise_seed is not None:
         batch["noise_seeds"] = [
@@ -320,14 +325,22 @@ def collate(documents: Sequence[Document], batching: Batching, *, step: int) -> 
             for document in documents
         ]
     rows = [document for document in documents if document.place != FILLER.place]
-    tokens = sum(len(document.token_ids) - document.repeated for document in rows)
+    # Counted once, however many processes share the rows.
+    tokens = sum(len(document.token_ids) - document.repeated for document in rows) * (batching.part == 0)
     return {**batch, "places": [document.place for document in rows], "tokens": tokens}
 
 
 def batch_of(
-    documents: Sequence[Document], *, packed: bool, pad_token_id: int, shared: int = 0
+    documents: Sequence[Document],
+    *,
+    packed: bool,
+    pad_token_id: int,
+    shared: int = 0,
+    part: int = 0,
+    parts: int = 1,
 ) -> dict[str, Any]:
-    """The documents as tensors; with `shared` documents in a row what these begin with is there once.
+    """The documents as tensors; with `shared` documents in a row what these begin with is there once, with
+    `parts` of a row the tokens of one.
 
     `supervised` are the positions that are learned, as LossInputs has them: a GPU would be waited for.
     """
@@ -336,6 +349,8 @@ def batch_of(
         batch = shared_batch(documents, shared)
     else:
         batch = packed_batch(documents) if packed else padded_batch(documents, pad_token_id)
+    if parts > 1:
+        batch = sequence_part(batch, part, parts)
     return batch | {"supervised": supervised_positions(batch["shift_labels"])}
 
 
@@ -357,6 +372,8 @@ def evaluation_batches(
     rank: int = 0,
     documents_per_row: int = 1,
     shares_prompts: bool = False,
+    part: int = 0,
+    parts: int = 1,
     values: np.ndarray | None = None,
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """This process's batches of the documents, longest first, each with its documents' indexes.
@@ -385,4 +402,7 @@ def evaluation_batches(
         if values is not None:
             found = with_values(found, values[chosen] if chosen else np.zeros((per_row, values.shape[1])))
         shared = per_row if shares_prompts else 0
-        yield chosen, batch_of(found, packed=packed, pad_token_id=pad_token_id, shared=shared)
+        yield (
+            chosen,
+            batch_of(found, packed=packed, pad_token_id=pad_token_id, shared=shared, part=part, parts=parts),
+        )

@@ -44,6 +44,7 @@ from finetune.models.bases.shapes import adapted_layers, check_weights
 from finetune.models.device import Precision, choose_device, choose_precision
 from finetune.models.kernels.attention import OURS, choose_attention
 from finetune.models.kernels.install import install_fast_path
+from finetune.models.kernels.sequence_parallel import refuse_unsplittable, split_rows
 from finetune.models.load import checkpoint_activations, load_model, skeleton
 from finetune.models.quantization import is_quantized
 from finetune.models.stored_quantization import check_trainable
@@ -105,15 +106,17 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     rules = rules or CURRENT_RULES
     optimizer_name(recipe.train.optimizer)
     engine = current()
-    uneven = recipe.train.uneven_over(engine.data_parallel(this_group().world_size))
-    if uneven is not None:
-        raise ModelError(uneven)
     problem = engine.problem(recipe)
     if problem is not None:
         raise ModelError(f"{engine.name} can't be used with {problem}")
+    uneven = recipe.train.uneven_over(this_group().world_size)
+    if uneven is not None:
+        raise ModelError(uneven)
     precision = choose_precision(recipe.train.arithmetic)
     base = resolve_base(recipe.model)
     config = load_config(base, recipe.model.rope_scaling)
+    if recipe.train.sequence_parallel_size > 1:
+        refuse_unsplittable(config, recipe.train.sequence_parallel_size)
     _check_stored(recipe, base)
     if is_pruned(base.folder, recipe.adapter, engine):
         logger.info(f"the base is pruned: its mask applies to the update ({MASK})")
@@ -256,6 +259,8 @@ def load_base(recipe: Recipe, inputs: Inputs, engine: Engine = SINGLE) -> PreTra
         rope_by_document=inputs.rules.training >= 2,
         engine=engine,
     )
+    if recipe.train.sequence_parallel_size > 1:
+        split_rows(model, recipe.train.sequence_parallel_size)
     grow_embeddings(model, len(inputs.tokenizer), engine)
     inputs.objective.prepare_model(model, pad_token_id(inputs.tokenizer))
     inputs.objective.install(model, most_chunks=this_group().most if engine.shards_weights else None)
@@ -327,15 +332,15 @@ def build_trainer(
 
 def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
     """This process's share of the batches."""
-    train, section, group, engine = recipe.train, recipe.data, this_group(), current()
+    train, section, group = recipe.train, recipe.data, this_group()
     packed = section.pack_length_tokens is not None
     pad = pad_token_id(inputs.tokenizer)
     noise = train.seed if train.neftune_alpha is not None and inputs.rules.training >= 2 else None
-    readers, reader = engine.data_parallel(group.world_size), group.rank // engine.processes_per_row
+    reader, part = divmod(group.rank, train.sequence_parallel_size)
     batching = Batching(
         train.global_batch_size,
         train.micro_batch_size,
-        readers,
+        train.readers(group.world_size),
         reader,
         packed,
         pad,
@@ -343,6 +348,8 @@ def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
         documents_per_row=inputs.objective.encoding.documents_per_row,
         leaky=section.attention == "leaky",
         shares_prompts=_shares_prompts(recipe, inputs, noise),
+        part=part,
+        parts=train.sequence_parallel_size,
     )
     if section.streaming is not None:
         return StreamFeed(
@@ -371,7 +378,7 @@ def _shares_prompts(recipe: Recipe, inputs: Inputs, noise: int | None) -> bool:
     config = load_config(inputs.base, recipe.model.rope_scaling)
     attention = choose_attention(choose_device(), inputs.precision.dtype, config)
     several = inputs.objective.encoding.documents_per_row > 1
-    return several and attention in OURS and noise is None and current().processes_per_row == 1
+    return several and attention in OURS and noise is None
 
 
 def _steps_for(epochs: float, feed: Feed) -> int:

@@ -308,16 +308,19 @@ class ExactTrainer(Trainer):
     ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         """This process's batches of documents, packed where the training's are, each with their indexes;
         `values` go with the documents."""
+        batching = self.feed.batching
         return evaluation_batches(
             documents,
             batch_size=self.args.per_device_eval_batch_size,
             max_tokens=self.evaluation_tokens,
-            pad_token_id=self.feed.batching.pad_token_id,
-            packed=self.feed.batching.packed,
-            world_size=self.args.world_size,
-            rank=self.args.process_index,
-            documents_per_row=self.feed.batching.documents_per_row,
-            shares_prompts=self.feed.batching.shares_prompts,
+            pad_token_id=batching.pad_token_id,
+            packed=batching.packed,
+            world_size=batching.world_size,
+            rank=batching.rank,
+            documents_per_row=batching.documents_per_row,
+            shares_prompts=batching.shares_prompts,
+            part=batching.part,
+            parts=batching.parts,
             values=values,
         )
 

@@ -3,6 +3,7 @@ transformers makes of the same rows."""
 
 import json
 from dataclasses import MISSING, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,15 @@ def assert_same(ours: Any, theirs: Any, batch: dict[str, Any]) -> None:
         assert float((mine[name] - gradient).norm()) <= 1e-5 * max(float(gradient.norm()), 1e-2 * largest), (
             name
         )
+
+
+def wide_norm(norm: Any, states: torch.Tensor) -> torch.Tensor:
+    """RMSNorm in the type of its input."""
+    return norm.weight * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+
+
+def without_rounding(model: Any) -> Any:
+    """The model with norms in its own type; transformers' round to float32."""
+    for norm in filter(lambda module: "Norm" in type(module).__name__, model.modules()):
+        norm.forward = partial(wide_norm, norm)
+    return model

@@ -63,18 +63,17 @@ def check_launch(launch: Launch, recipe: Recipe) -> None:
     problem = engine.problem(recipe)
     if problem is not None:
         raise LaunchError(f"--launch {launch.config.name} can't be used with {problem}")
-    readers = engine.data_parallel(launch.processes)
-    uneven = train.uneven_over(readers)
+    uneven = train.uneven_over(launch.processes)
     if uneven is not None:
         raise LaunchError(uneven)
-    refuse_otherwise(launch.config, recipe, readers, launch.config.name)
+    refuse_otherwise(launch.config, recipe, launch.processes, launch.config.name)
     engine.check_installed()
 
 
 def refuse_otherwise(config: LaunchConfig, recipe: Recipe, processes: int, where: str) -> None:
     """Raises LaunchError where a configuration says of learning what the recipe says otherwise."""
     train, said = recipe.train, config.learning
-    derived = train.global_batch_size // (train.micro_batch_size * processes)
+    derived = train.global_batch_size // (train.micro_batch_size * train.readers(processes))
     pairs = (
         (
             "gradient_accumulation_steps",
@@ -142,7 +141,7 @@ def check_environment(recipe: Recipe) -> None:
     if processes == 1:
         check_alone(config, recipe)
     else:
-        refuse_otherwise(config, recipe, config.engine.data_parallel(processes), config.name)
+        refuse_otherwise(config, recipe, processes, config.name)
     config.engine.settle_environment()
 
 

@@ -147,6 +147,24 @@ def _checkpointing(recipe: Recipe, given: Given) -> RuleProblem:
         yield path, "needs train.activation_checkpointing: true; without it no layer is recomputed"
 
 
+def _sequence_parallel(recipe: Recipe, given: Given) -> RuleProblem:
+    path = "train.sequence_parallel_size"
+    if recipe.train.sequence_parallel_size == 1:
+        return
+    if recipe.data.pack_length_tokens is None:
+        yield path, "cuts packs among processes, and rows aren't packed; set data.pack_length_tokens"
+    if recipe.objective.kind != "supervised" or recipe.model.classifies:
+        yield (
+            path,
+            "is for objective supervised without a head: others compare complete documents; remove this",
+        )
+    if recipe.train.neftune_alpha is not None:
+        yield (
+            path,
+            "cuts documents, and train.neftune_alpha draws noise for complete ones; remove one of the two",
+        )
+
+
 RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _length,
     _batches,
@@ -156,4 +174,5 @@ RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _weights_dtype,
     _intervals,
     _checkpointing,
+    _sequence_parallel,
 )

@@ -55,6 +55,10 @@ class TrainSection(Section):
     """Packs (or rows) per forward pass. Accumulation is derived: global_batch_size / (micro_batch_size x
     processes)."""
 
+    sequence_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Processes that share each pack (Ulysses, Jacobs et al. 2023, arXiv:2309.14509): each has a part of its
+    tokens, so that activations take as many times less memory. For long rows, with --launch ddp or fsdp2."""
+
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Order of the rows, initial adapter, dropout."""
 
@@ -177,12 +181,23 @@ class TrainSection(Section):
         """The precision to compute in: that of the weights where they are in bf16."""
         return "bf16" if self.weights_dtype == "bf16" else self.precision
 
+    def readers(self, processes: int) -> int:
+        """How many of the processes have rows of their own."""
+        return processes // self.sequence_parallel_size
+
     def uneven_over(self, processes: int) -> str | None:
         """What is wrong with the batch sizes for so many processes; None where a global batch can be cut
         evenly."""
-        if self.global_batch_size % (self.micro_batch_size * processes) == 0:
+        if processes % self.sequence_parallel_size:
+            return (
+                f"train.sequence_parallel_size {self.sequence_parallel_size} does not divide {processes} "
+                "processes. Change one of the two."
+            )
+        readers = self.readers(processes)
+        if self.global_batch_size % (self.micro_batch_size * readers) == 0:
             return None
+        shared = f" ({processes} that share packs)" if readers != processes else ""
         return (
             f"train.global_batch_size {self.global_batch_size} does not divide into micro_batch_size "
-            f"{self.micro_batch_size} x {processes} processes. Change one of the three."
+            f"{self.micro_batch_size} x {readers} processes{shared}. Change one of the three."
         )

@@ -17,10 +17,10 @@ from tests.support.manual import example_of, module_of, table_of
 
 
 class Pairs(Ddp):
-    """As ddp, two processes to a row, and without QLoRA."""
+    """As ddp, whose processes share no row, and without QLoRA."""
 
     kinds = ("MULTI_CPU",)
-    processes_per_row = 2
+    splits_rows = False
     packages = (Requirement("library_of_pairs", "pairs are refused without it"),)
 
     def refusal(self, method: Method, precision: str) -> Refusal | None:
@@ -55,15 +55,21 @@ def test_one_more_in_the_tuple_is_everywhere(
     assert "--launch pairs does not go with this recipe on 4 GPUs; expected one of ddp, zero1" in shown
     path = tmp_path / "pairs.yaml"
     path.write_text("distributed_type: MULTI_CPU\nnum_processes: 2\n")
-    assert says("check", "quickstart", "--launch", str(path))[0] == 0
+    assert says("check", "quickstart", "--launch", str(path), "train.micro_batch_size=4")[0] == 0
     code, shown = says("check", "quickstart", "--launch", str(path), "adapter.method=qlora")
     assert code == 2
     assert "qlora with --launch pairs: pairs have no NF4. Take ddp." in shown
-    # 8 packs a step in micro-batches of 4: for 4 processes, which are two pairs, and not for 4 that are each
-    # alone.
-    words = ("check", "quickstart", "train.micro_batch_size=4", "--processes", "4", "--launch")
-    assert says(*words, str(path))[0] == 0
-    assert says(*words, "ddp")[0] == 2
+    words = (
+        "check",
+        "quickstart",
+        "data.pack_length_tokens=512",
+        "train.sequence_parallel_size=2",
+        "--launch",
+    )
+    assert says(*words, "ddp")[0] == 0
+    code, shown = says(*words, str(path))
+    assert code == 2
+    assert "train.sequence_parallel_size: 2: the processes of pairs share no row" in shown
 
 
 @pytest.fixture
@@ -108,4 +114,4 @@ def test_the_page_names_what_an_engine_says() -> None:
     table = table_of("extending_engines")
     told = set(re.findall(r"`(\w+)`", table)) - {"finetune"}
     own = {name for name in vars(Engine) if not name.startswith("_")} | set(Engine.__dataclass_fields__)
-    assert told == own - {"data_parallel", "shards_weights"}  # which follow from others
+    assert told == own - {"shards_weights"}  # which follows from another

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from finetune.models.preference import log_odds
 from finetune.objectives import objective_of
 from finetune.objectives.pairs import PairObjective
 from finetune.recipe.rules.objective import with_objective_defaults
+from tests.support.families import without_rounding
 from tests.support.recipes import MakeRecipe
 
 Tensor = torch.Tensor
@@ -93,18 +93,6 @@ def pairs() -> list[Document]:
             span = (len(prompt), len(prompt) + length, 1.0)
             documents.append(Document([*prompt, *answer], (span,), f"row {row}", values=(value,)))
     return documents
-
-
-def wide_norm(norm: Any, states: Tensor) -> Tensor:
-    """RMSNorm in the type of its input."""
-    return norm.weight * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + norm.variance_epsilon)
-
-
-def without_rounding(model: Any) -> Any:
-    """The model with norms in its own type; transformers' round to float32."""
-    for norm in filter(lambda module: "Norm" in type(module).__name__, model.modules()):
-        norm.forward = partial(wide_norm, norm)
-    return model
 
 
 @pytest.fixture
