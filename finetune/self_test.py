@@ -102,6 +102,14 @@ CASES = (
     Case("activations recomputed", ("train.activation_checkpointing=true",)),
     Case("no rehearsal", ("train.rehearsal=false",), tolerance=0.0),
     *(Case(f"{engine}, 2 processes", ("--launch", engine, "--processes", "2")) for engine in ENGINES),
+    *(
+        Case(
+            f"{engine.name}, packs shared by 2",
+            ("--launch", engine.name, "--processes", "2", "train.sequence_parallel_size=2"),
+        )
+        for engine in registry.of_several()
+        if engine.splits_rows
+    ),
     Case("dpo, micro-batches of 2", ("train.micro_batch_size=2",), pairs=True),
     Case("dpo, unpacked", (*WHOLE_EPOCH, "data.pack_length_tokens=null"), reference=WHOLE_EPOCH, pairs=True),
     *(
