@@ -29,6 +29,11 @@ def plan_adapter(inputs: ExportInputs, quantize: str) -> GgufPlan[LoraTensors]:
         raise ExportError(
             f"the adapter was trained on a pruned base, whose mask --lora doesn't have: {ELSE}."
         )
+    if parts.target.model.rope_scaling is not None:
+        raise ExportError(
+            "the adapter was trained with other positions than its base's (model.rope_scaling), and --lora "
+            f"takes the base's: {ELSE}."
+        )
     base, grown = inputs.base_weights(), inputs.updates.vocabulary
     if len(parts.tokenizer) > base.updates.vocabulary or grown > base.updates.vocabulary:
         raise ExportError(f"the adapter brings tokens of its own, which --lora doesn't: {ELSE}.")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from finetune.errors import Problem, RecipeError
+from finetune.models.architectures.base import EMBEDDING, last_part
 from finetune.recipe.load import LoadedRecipe
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -47,5 +48,12 @@ def _problems(loaded: LoadedRecipe) -> Iterator[tuple[str, str]]:
             "adapter.modules_to_save",
             f"vLLM refuses adapters with whole modules; remove this, or {INSTEAD}",
         )
+    if last_part(EMBEDDING) in map(last_part, recipe.adapter.target_modules):
+        yield (
+            "adapter.target_modules",
+            f"vLLM takes LoRA on linear layers alone; remove {last_part(EMBEDDING)}, or {INSTEAD}",
+        )
+    if recipe.model.rope_scaling is not None:
+        yield "model.rope_scaling", f"vLLM takes the base's positions; {INSTEAD}"
     if recipe.model.new_tokens:
         yield "model.new_tokens", f"vLLM takes no new tokens from an adapter; {INSTEAD}"

@@ -157,6 +157,11 @@ def _parts(target: Target) -> MergeInputs:
         raise ExportError(
             f"the adapter brings a classification head (modules_to_save), which vLLM refuses: {BY_ITSELF}."
         )
+    if target.model.rope_scaling is not None:
+        raise ExportError(
+            "the adapter was trained with other positions than its base's (model.rope_scaling), and vLLM "
+            f"takes the base's: {BY_ITSELF}."
+        )
     if parts.stored.mask is not None:
         raise ExportError(
             f"the adapter was trained on a pruned base, whose mask vLLM doesn't have: {BY_ITSELF}."

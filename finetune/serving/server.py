@@ -19,6 +19,7 @@ from finetune.serving.models import load_models, name_targets
 
 logger = logging.getLogger(__name__)
 
+UVICORN = logging.getLogger("uvicorn.error")
 KEY = "FINETUNE_API_KEY"
 """The key that clients must send; needed where others than this machine can ask."""
 DRAIN_SECONDS = 60
@@ -59,6 +60,7 @@ def serve(
             Listener(server, host=host, key=key).run(sockets=[listening])
         finally:
             server.worker.stop()
+            UVICORN.disabled = False
 
 
 class Listener(uvicorn.Server):
@@ -94,11 +96,11 @@ class Listener(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signals' handler."""
-        self.force_exit = self.should_exit
+        self.force_exit = UVICORN.disabled = self.should_exit  # which shows what it cancels as errors
         self.end()
         asked, active = signal.Signals(sig).name, self._served.active
         last = f" once {active:,} answers are written (again to end at once)" if active else ""
-        logger.info(f"{asked}: ending{last}")
+        logger.info(f"{asked}: ending{' at once' if self.force_exit else last}")
 
     def end(self) -> None:
         """Take no more requests, and end when those that were asked are answered."""

@@ -49,7 +49,9 @@ class CallForm:
         inner = inner.lstrip()[end:]
         if not isinstance(found, dict) or not isinstance(found.get(self.name), str):
             return None, ""
-        arguments = json.dumps(found.get(self.arguments, {}), ensure_ascii=False)
+        arguments = found.get(self.arguments) or {}
+        if not isinstance(arguments, str):  # some models write them as OpenAI's API has them
+            arguments = json.dumps(arguments, ensure_ascii=False)
         call = {"name": found[self.name], "arguments": arguments}
         rest = inner.lstrip().removeprefix(self.after.strip()) if self.after else inner
         return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": call}, rest

@@ -26,7 +26,9 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The process once it serves, and its port."""
     command = [sys.executable, "-m", "finetune", "serve", *arguments, "--port", "0"]
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables
+    ) as process:
         assert process.stdout is not None
         try:
             found = next(filter(None, map(SERVING.search, process.stdout)))
@@ -50,6 +52,23 @@ def test_sigterm_ends_it_in_order(tiny_base: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert b'"finish_reason"' in connection.getresponse().read()
         assert process.wait(30) == 0
+
+
+def test_a_second_ctrl_c_ends_it_at_once(tiny_base: Path) -> None:
+    """In one line."""
+    with serving(f"tiny={tiny_base}") as (process, port):
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        body = (
+            '{"model": "tiny", "prompt": "x", "n": 16, "temperature": 2, "stream": true, "stop": ["never"]}'
+        )
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        connection.getresponse().readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert process.stdout.read() == "SIGINT: ending at once\n"
 
 
 def test_a_port_in_use_is_one_message(finetune_here: FinetuneHere, tiny_base: Path) -> None:

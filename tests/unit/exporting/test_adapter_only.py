@@ -1,5 +1,6 @@
 """An adapter as a GGUF file of its own, on its base in the real llama.cpp."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from finetune.errors import ExportError
 from finetune.exporting.export import export
 from finetune.exporting.options import ExportOptions
+from finetune.recipe.schema.model import RopeScaling
 from finetune.runs.target import Target
 from tests.support.adapters import make_adapter
 from tests.support.exports import exportable, whole
@@ -75,6 +77,16 @@ def test_what_lora_can_t_be_in_llama_cpp_is_refused(name: str, tmp_path: Path) -
     with pytest.raises(ExportError, match=expected) as caught:
         export(target, tmp_path / "out", ExportOptions("gguf", adapter_only=True))
     assert "export without --adapter-only" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [ExportOptions("gguf", adapter_only=True), ExportOptions("vllm")])
+def test_positions_of_the_adapter_s_own_are_refused(options: ExportOptions, tmp_path: Path) -> None:
+    """What loads the adapter alone takes those of the base."""
+    target = adapter_of(tmp_path, "llama", {})
+    scaled = target.model.model_copy(update={"rope_scaling": RopeScaling(type="linear", factor=2)})
+    with pytest.raises(ExportError, match="trained with other positions than its base's"):
+        export(replace(target, model=scaled), tmp_path / "out", options)
     assert not (tmp_path / "out").exists()
 
 

@@ -26,8 +26,13 @@ def write(folder: Path, lines: str) -> str:
         ("adapter: {rank: 600}", "adapter.rank  it is saved with 600, and vLLM takes up to 512"),
         ("adapter: {rank: 300, init: pissa}", "adapter.rank  it is saved with 600"),
         ("model: {new_tokens: ['<|a|>']}", "model.new_tokens  vLLM takes no new tokens"),
+        (
+            "adapter: {target_modules: [q_proj, embed_tokens]}",
+            "adapter.target_modules  vLLM takes LoRA on linear",
+        ),
+        ("model: {rope_scaling: {type: linear, factor: 2}}", "model.rope_scaling  vLLM takes the base's"),
     ],
-    ids=["modules", "rank", "saved rank", "tokens"],
+    ids=["modules", "rank", "saved rank", "tokens", "embedding", "positions"],
 )
 def test_what_vllm_refuses_is_named_at_its_line(
     lines: str, expected: str, says: Says, tmp_path: Path

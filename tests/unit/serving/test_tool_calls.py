@@ -56,6 +56,16 @@ def test_calls_are_told_from_text(form: CallForm, answer: str, text: str, names:
     assert (said, [call["function"]["name"] for call in calls]) == (text, names)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [('{"of": "lamp"}', '{"of": "lamp"}'), ('"{\\"of\\": 1}"', '{"of": 1}'), ("null", "{}")],
+)
+def test_arguments_come_as_json_once(arguments: str, expected: str) -> None:
+    """Whether the model writes an object, or its JSON as a text."""
+    _, [call] = TAGGED.split(f'<tool_call>{{"name": "price", "arguments": {arguments}}}</tool_call>')
+    assert call["function"]["arguments"] == expected
+
+
 def written(answer: str, speaker: Speaker, finish: Any = "stop") -> tuple[Writer, list[bytes]]:
     request = Request(speaker, [1], 9)
     writer = Writer("m", [request], chat=True, calls=TAGGED)
