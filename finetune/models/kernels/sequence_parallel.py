@@ -5,6 +5,7 @@ Shapes: S processes of a row, H heads, K key-value heads, T tokens of the row, t
 of a head.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -63,6 +64,19 @@ class Heads(NamedTuple):
     keys: range
     """The key-value heads that they share."""
 
+    def calls(self, group: int) -> list[tuple[slice, slice]]:
+        """The heads of each call of attention, which takes key-value heads that are shared evenly: one, or
+        one for each of them. `group` heads share one in the model."""
+        read = [head // group - self.keys.start for head in self.queries]
+        counts = [read.count(key) for key in range(len(self.keys))]
+        if len(set(counts)) == 1:
+            return [(slice(None), slice(None))]
+        ends = list(itertools.accumulate(counts))
+        return [
+            (slice(end - count, end), slice(key, key + 1))
+            for key, (count, end) in enumerate(zip(counts, ends, strict=True))
+        ]
+
 
 @lru_cache
 def heads_of(heads: int, key_heads: int, processes: int) -> tuple[Heads, ...]:
@@ -95,8 +109,11 @@ def _attention(inner: Callable[..., Any], group: Any, processes: int) -> Callabl
         shares, rank = heads_of(query.shape[1], key.shape[1], processes), distributed.get_rank(group)
         q, k, v = _heads_for_tokens(query, key, value, shares, rank, group)
         options["position_ids"] = None  # of this process's tokens: the documents say where each begins
-        found, _ = inner(module, q, k, v, None, documents=documents, **options)
-        return _tokens_for_heads(found, shares, rank, group), None
+        parts = [
+            inner(module, q[:, queries], k[:, keys], v[:, keys], None, documents=documents, **options)[0]
+            for queries, keys in shares[rank].calls(query.shape[1] // key.shape[1])
+        ]
+        return _tokens_for_heads(torch.cat(parts, dim=2), shares, rank, group), None
 
     return attention
 
@@ -126,9 +143,6 @@ def _heads_for_tokens(
     heads = received.view(len(shares), mine, *together.shape[1:]).transpose(0, 1).flatten(1, 2)
     own = shares[rank]
     q, k, v = heads.split([len(own.queries), len(own.keys), len(own.keys)])
-    shared = _shared(own, query.shape[1] // key.shape[1], heads.device)
-    if shared is not None:
-        k, v = k.index_select(0, shared), v.index_select(0, shared)
     return q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
 
 
@@ -145,17 +159,6 @@ def _order(shares: tuple[Heads, ...], heads: int, key_heads: int, device: torch.
         )
     ]
     return torch.tensor(places).to(device, non_blocking=True)
-
-
-@lru_cache
-def _shared(share: Heads, group: int, device: torch.device) -> torch.Tensor | None:
-    """Which of its key-value heads each of a process's heads reads; None where they are shared evenly, as
-    attention takes them."""
-    read = [head // group - share.keys.start for head in share.queries]
-    each, rest = divmod(len(share.queries), len(share.keys))
-    if rest == 0 and read == [place // each for place in range(len(share.queries))]:
-        return None
-    return torch.tensor(read).to(device, non_blocking=True)
 
 
 def _tokens_for_heads(found: torch.Tensor, shares: Sequence[Heads], rank: int, group: Any) -> torch.Tensor:

@@ -209,7 +209,7 @@ LACKING = (
     Alias(
         "sequence_parallel_size context_parallel_size tensor_parallel_size sequence_parallel "
         "tensor_parallel_dim tensor_parallel_plan.* shift_attn use_shift_attn s2_attention",
-        "", "parallel", "one process holds a whole document",
+        "", "parallel", "packs are shared by train.sequence_parallel_size; layers are not cut",
     ),
     Alias(
         "group_by_length train_sampling_strategy",

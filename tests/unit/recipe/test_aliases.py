@@ -96,7 +96,7 @@ WITHOUT_COUNTERPART = (
     ("train", "activation_offloading", "no counterpart"),
     ("train", "optimizer_in_bwd", "no counterpart"),
     ("train", "save_only_model", "no counterpart"),
-    ("train", "sequence_parallel_size", "no counterpart"),
+    ("train", "context_parallel_size", "no counterpart"),
     ("train", "save_strategy", "save_every"),
     ("train", "evals_per_epoch", "evaluate_every"),
     ("train", "val_batches", "all evaluation rows"),

@@ -17,6 +17,19 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
     [
         ("train: {evaluate_every: 5}", "train.evaluate_every  needs rows to evaluate on"),
         (
+            "train: {sequence_parallel_size: 2}",
+            "train.sequence_parallel_size  cuts packs among processes, and rows aren't packed",
+        ),
+        ("{train: {sequence_parallel_size: 2}, data: {pack_length_tokens: 2048}}", None),
+        (
+            "{train: {sequence_parallel_size: 2}, data: {pack_length_tokens: 8192}, objective: {kind: dpo}}",
+            "train.sequence_parallel_size  is for objective supervised without a head",
+        ),
+        (
+            "{train: {sequence_parallel_size: 2, neftune_alpha: 5}, data: {pack_length_tokens: 2048}}",
+            "train.sequence_parallel_size  cuts documents, and train.neftune_alpha draws noise",
+        ),
+        (
             "{train: {early_stopping: {}, evaluate_every: 5}, evaluate: {max_rows: 3}, " + EVALUATION + "}",
             None,
         ),

@@ -167,7 +167,11 @@ def test_labels_come_from_the_nearest_place() -> None:
     ("text", "refused"),
     [
         ("model: {new_tokens: [x]}", {"zero3", "zero3_offload"}),
-        ("train: {optimizer: lion}", {"zero2_offload", "zero3_offload"}),
+        ("train: {optimizer: lion}", {"fsdp2", "zero2_offload", "zero3_offload"}),
+        (
+            "train: {sequence_parallel_size: 2}",
+            {"single", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"},
+        ),
         (
             "train: {weights_dtype: bf16}",
             {"fsdp2", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"},
