@@ -152,6 +152,11 @@ class Engine:
         return False
 
     @property
+    def fills_layers(self) -> bool:
+        """Whether it cuts up a base's decoder layers one by one, as they are read; a whole base otherwise."""
+        return False
+
+    @property
     def fuses_lora(self) -> bool:
         """Whether LoRA layers compute by finetune.models.kernels; peft's own forward, which keeps more,
         otherwise."""
@@ -239,6 +244,10 @@ class Engine:
     def building_unsharded(self) -> AbstractContextManager[None]:
         """While this lasts a model that is built is this process's own, in full."""
         return nullcontext()
+
+    def share_layer(self, layer: "torch.nn.Module", precision: str) -> None:
+        """Keep this process's share of a decoder layer that has just been filled, where `fills_layers`."""
+        raise NotImplementedError
 
     def place(self, model: "torch.nn.Module", device: "torch.device") -> "torch.nn.Module":
         """The model where it computes."""

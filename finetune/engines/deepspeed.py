@@ -237,6 +237,18 @@ class DeepSpeed(Engine):
         model."""
         return _cutting_up(precision) if self.shards_weights else nullcontext()
 
+    @property
+    def fills_layers(self) -> bool:
+        """With stage 3, whose own way of loading is for bases that aren't quantised."""
+        return self.shards_weights
+
+    def share_layer(self, layer: "torch.nn.Module", precision: str) -> None:
+        """As deepspeed.initialize would later."""
+        import deepspeed
+        from transformers.integrations import deepspeed_config
+
+        deepspeed.zero.Init(module=layer, config_dict_or_path=deepspeed_config())
+
     def cuts_up_while_loading(self) -> bool:
         """With stage 3, unless a model is built in full meanwhile."""
         from transformers.integrations import is_deepspeed_zero3_enabled
