@@ -20,6 +20,8 @@ from finetune.recipe.schema.adapter import AdapterSection
 if TYPE_CHECKING:
     import torch
 
+    from finetune.engines.group import Group
+
 Method = Literal["lora", "dora", "qlora", "qlora_int8", "full"]
 METHODS: tuple[Method, ...] = ("lora", "dora", "qlora", "qlora_int8", "full")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -291,6 +293,10 @@ class Engine:
         return None
 
     # Checkpoints and memory
+
+    def resuming(self, checkpoint: "Path", group: "Group") -> AbstractContextManager[None]:
+        """While this lasts transformers loads a checkpoint that `resumes` takes."""
+        return nullcontext()
 
     def resumes(self, then: "Engine") -> bool:
         """Whether it loads the checkpoints of another engine, or of another number of its own processes."""
