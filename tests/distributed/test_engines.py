@@ -265,7 +265,7 @@ def test_the_head_is_called_as_often_in_each_process(
     script = tmp_path / "small_chunks.py"
     script.write_text(SMALL_CHUNKS)
     alone = train(**sections)
-    shared = train(command=[*accelerate_launch(engine), str(script)], seconds=100, **sections)
+    shared = train(command=[*accelerate_launch(engine), str(script)], seconds=200, **sections)
     assert difference(shared.weights(), alone.weights()) < 1e-4
     assert shared.losses() == pytest.approx(alone.losses(), rel=1e-4)
     assert shared.losses("eval/loss") == pytest.approx(alone.losses("eval/loss"), rel=1e-4)
