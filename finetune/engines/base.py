@@ -20,6 +20,8 @@ from finetune.recipe.schema.adapter import AdapterSection
 if TYPE_CHECKING:
     import torch
 
+    from finetune.engines.group import Group
+
 Method = Literal["lora", "dora", "qlora", "qlora_int8", "full"]
 METHODS: tuple[Method, ...] = ("lora", "dora", "qlora", "qlora_int8", "full")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -152,6 +154,11 @@ class Engine:
         return False
 
     @property
+    def fills_layers(self) -> bool:
+        """Whether it cuts up a base's decoder layers one by one, as they are read; a whole base otherwise."""
+        return False
+
+    @property
     def fuses_lora(self) -> bool:
         """Whether LoRA layers compute by finetune.models.kernels; peft's own forward, which keeps more,
         otherwise."""
@@ -242,6 +249,10 @@ class Engine:
         """While this lasts a model that is built is this process's own, in full."""
         return nullcontext()
 
+    def share_layer(self, layer: "torch.nn.Module", precision: str) -> None:
+        """Keep this process's share of a decoder layer that has just been filled, where `fills_layers`."""
+        raise NotImplementedError
+
     def place(self, model: "torch.nn.Module", device: "torch.device") -> "torch.nn.Module":
         """The model where it computes."""
         return model if self.takes_over else model.to(device)
@@ -284,6 +295,10 @@ class Engine:
         return None
 
     # Checkpoints and memory
+
+    def resuming(self, checkpoint: "Path", group: "Group") -> AbstractContextManager[None]:
+        """While this lasts transformers loads a checkpoint that `resumes` takes."""
+        return nullcontext()
 
     def resumes(self, then: "Engine") -> bool:
         """Whether it loads the checkpoints of another engine, or of another number of its own processes."""

@@ -43,6 +43,8 @@ from finetune.recipe.schema.optimizers import known_optimizer
 if TYPE_CHECKING:
     import torch
 
+    from finetune.engines.group import Group
+
 OFFLOAD = Refusal("offloading is shown for lora alone", "zero2 or zero3 without offloading")
 DORA = Refusal("DoRA under DeepSpeed was never shown to be right", "ddp or fsdp2")
 DORA_CUT_UP = Refusal("DoRA needs the norm of whole weights, which ZeRO-3 has cut up", "ddp or fsdp2")
@@ -237,6 +239,18 @@ class DeepSpeed(Engine):
         model."""
         return _cutting_up(precision) if self.shards_weights else nullcontext()
 
+    @property
+    def fills_layers(self) -> bool:
+        """With stage 3, whose own way of loading is for bases that aren't quantised."""
+        return self.shards_weights
+
+    def share_layer(self, layer: "torch.nn.Module", precision: str) -> None:
+        """As deepspeed.initialize would later."""
+        import deepspeed
+        from transformers.integrations import deepspeed_config
+
+        deepspeed.zero.Init(module=layer, config_dict_or_path=deepspeed_config())
+
     def cuts_up_while_loading(self) -> bool:
         """With stage 3, unless a model is built in full meanwhile."""
         from transformers.integrations import is_deepspeed_zero3_enabled
@@ -289,8 +303,15 @@ class DeepSpeed(Engine):
         return "ZeRO-3 cuts its weights up" if hasattr(weight, "ds_id") else None
 
     def resumes(self, then: Engine) -> bool:
-        """Each process's file holds its own share."""
-        return False
+        """Its own, of any number of processes; see resuming."""
+        return then.name == self.name
+
+    def resuming(self, checkpoint: Path, group: "Group") -> AbstractContextManager[None]:
+        """Each process's file holds its own share: for other processes the checkpoint is cut up again."""
+        from finetune.engines.universal import processes_of, recut
+
+        same = processes_of(checkpoint) == group.world_size
+        return nullcontext() if same else recut(checkpoint, group)
 
     def gathered(self, total: Total) -> float:
         """ZeRO-3 lets go of no more than it must to hold a billion weights."""

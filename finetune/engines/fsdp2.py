@@ -4,9 +4,9 @@ layer at a time.
 Zhao et al. 2023, arXiv:2304.11277.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.engines.base import Engine, Guide, Part, Total
@@ -71,6 +71,11 @@ class Fsdp2(Engine):
     def shards(self) -> frozenset[Part]:
         """All three."""
         return frozenset({"states", "gradients", "weights"})
+
+    @property
+    def fills_layers(self) -> bool:
+        """Unless a file lets accelerate wrap the layers, which comes before they are cut up."""
+        return os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() != "true"
 
     def problem(self, recipe: Recipe) -> str | None:
         """Weights in bf16."""
@@ -138,16 +143,19 @@ class Fsdp2(Engine):
 
         accelerate's own policy rounds them to bf16, which tells 2.30 from 2.31 only.
         """
-        import torch
-
         plugin = getattr(accelerator.state, "fsdp_plugin", None)
         if plugin is not None and plugin.mixed_precision_policy is not None:
-            plugin.mixed_precision_policy = replace(
-                plugin.mixed_precision_policy,
-                reduce_dtype=torch.float32,
-                output_dtype=None,
-                cast_forward_inputs=False,
-            )
+            plugin.mixed_precision_policy = _policy(plugin.mixed_precision_policy.param_dtype)
+
+    def share_layer(self, layer: "torch.nn.Module", precision: str) -> None:
+        """As accelerate would later, which passes over what is cut up already."""
+        import torch
+        from torch.distributed.fsdp import fully_shard
+
+        dtype, name = {"bf16": torch.bfloat16}.get(precision), type(layer).__name__
+        reshards = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
+        fully_shard(layer, reshard_after_forward=reshards, mp_policy=_policy(dtype))
+        type(layer).__name__ = name  # by which accelerate looks for decoder layers
 
     def inference(self, trainer: Any, model: Any) -> AbstractContextManager[None]:
         """Gradients are forgotten at the end of it."""
@@ -167,6 +175,16 @@ class Fsdp2(Engine):
     def gathered(self, total: Total) -> float:
         """A decoder layer, the one that is fetched ahead, and the head, which is asked for beside them."""
         return 2 * total.layer + total.head
+
+
+def _policy(dtype: "torch.dtype | None") -> Any:
+    """Computes in a type; adds gradients up in float32, and rounds nothing that comes in or goes out."""
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    return MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=False
+    )
 
 
 @contextmanager
@@ -198,7 +216,7 @@ FSDP2 = Fsdp2(
         Guide(
             "fsdp2_qlora",
             "the same for NF4 bases: a 70B base on few GPUs",
-            "load less than the whole NF4 base in each process at the start",
+            "share out the layers while it loads with a rank below the number of processes",
         ),
     ),
 )

@@ -41,7 +41,8 @@ class Group:
             if self.local_rank >= torch.cuda.device_count():
                 raise LaunchError(
                     f"process {self.local_rank} of this machine has no GPU: there are "
-                    f"{torch.cuda.device_count()}. Start at most one process for each (--processes)."
+                    f"{torch.cuda.device_count()}. Start at most one process for each (--processes); under "
+                    "Slurm give a task all GPUs of its machine, and not --gpus-per-task=1."
                 )
             torch.cuda.set_device(self.local_rank)
         else:

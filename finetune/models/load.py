@@ -1,7 +1,7 @@
 """Load a base's weights."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -11,6 +11,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.quantizers import AutoHfQuantizer
 
 from data_prep.config import HeadSection
 from finetune.engines.base import Engine
@@ -19,6 +20,7 @@ from finetune.errors import ModelError, library_refusals
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import CONFIG, only_the_model
 from finetune.models.bases.locate import Base
+from finetune.models.by_layer import EmptyLayers, give_empty_layers, without_layers
 from finetune.models.classify import CLASSIFIER, add_head_to_config, refuse_other_head, widen_linear
 from finetune.models.description import classifier_class
 from finetune.models.device import choose_device
@@ -53,10 +55,7 @@ def load_model(
     length, unless an earlier version's run goes on without `rope_by_document`. A pruned base knows its
     mask. Raises ModelError where the weights can't be read or don't fit config.json.
     """
-    # cuDNN's attention makes a plan for each new shape, in up to half a second, and every pack has another.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    if attention == VARLEN:
-        logger.info(f"attention: {use_newest_kernels(choose_device())}, all documents of a row in one call")
+    _settle_attention(attention)
     config, kind, drawn = _description(base, rope_scaling, head)
     options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True}
     options["attn_implementation"] = attention
@@ -99,6 +98,57 @@ def load_model(
     if rope_by_document:
         scale_by_document(model)
     return model
+
+
+def load_around_layers(
+    base: Base,
+    *,
+    dtype: torch.dtype,
+    quantization: str | None = None,
+    rope_scaling: RopeScaling | None = None,
+    attention: str = "sdpa",
+    head: HeadSection | None = None,
+    engine: Engine = SINGLE,
+) -> PreTrainedModel:
+    """The same base with empty decoder layers (by_layer.empty_layers fills them), on the CPU. Of the
+    supported families, whose files were checked against config.json; not for one that is stored quantised, or
+    pruned."""
+    _settle_attention(attention)
+    config, kind, drawn = _description(base, rope_scaling, head)
+    with (
+        library_refusals(f"the weights in {base.folder} could not be loaded"),
+        only_the_model(base.folder) as folder,
+        engine.building_unsharded(),
+    ):
+        loaded = kind.from_pretrained(
+            folder, config=without_layers(config), dtype=dtype, use_safetensors=True, trust_remote_code=False,
+            generation_config=GenerationConfig.from_model_config(config),
+        )  # fmt: skip
+        with torch.device("meta"):
+            model = kind.from_config(
+                config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+            )
+    if quantization is not None:
+        quantizer = AutoHfQuantizer.from_config(bitsandbytes_config(dtype, quantization, kept=drawn))
+        quantizer.preprocess_model(model=model, device_map=None)
+        model.hf_quantizer = quantizer
+        quantizer.postprocess_model(model)
+    give_empty_layers(loaded, model, EmptyLayers(base.folder, dtype))
+    model.generation_config = loaded.generation_config
+    model.name_or_path = model.config.name_or_path = str(base.folder)
+    if quantization is not None:
+        compute_dequantized(model)
+    for name in drawn:
+        widen_linear(model.get_submodule(name))
+    scale_by_document(model)
+    return cast(PreTrainedModel, model)
+
+
+def _settle_attention(name: str) -> None:
+    # cuDNN's attention makes a plan for each new shape, in up to half a second, and every pack has another.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if name == VARLEN:
+        logger.info(f"attention: {use_newest_kernels(choose_device())}, all documents of a row in one call")
 
 
 def skeleton(

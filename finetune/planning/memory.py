@@ -115,8 +115,10 @@ def memory_of(job: Job) -> Memory:
         half=job.number_bytes == 2,
     )
     held, part = job.engine.memory(total, job.processes), trained / total.weights
+    # Layers of a quantised base are shared out one by one while it loads, or after it was loaded whole.
+    whole = job.method == "qlora" and job.engine.shards_weights and job.rank < job.processes
     return Memory(
-        weights=held.weights * (1 - part),
+        weights=max(held.weights, total.weights if whole else 0.0) * (1 - part),
         adapter=held.weights * part,
         gradients=held.gradients,
         optimizer=held.states,

@@ -35,17 +35,19 @@ from finetune.models.adapters.adapter import (
     grow_embeddings,
 )
 from finetune.models.adapters.start import original_weights
-from finetune.models.architectures import family_of
+from finetune.models.architectures import family_of, last_part
+from finetune.models.architectures.base import VOCABULARY
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import MASK, read_config, read_json
 from finetune.models.bases.locate import Base, resolve_base
 from finetune.models.bases.pruned import is_pruned
 from finetune.models.bases.shapes import adapted_layers, check_weights
+from finetune.models.by_layer import empty_layers
 from finetune.models.device import Precision, choose_device, choose_precision
 from finetune.models.kernels.attention import OURS, choose_attention
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.kernels.sequence_parallel import refuse_unsplittable, split_rows
-from finetune.models.load import checkpoint_activations, load_model, skeleton
+from finetune.models.load import checkpoint_activations, load_around_layers, load_model, skeleton
 from finetune.models.quantization import is_quantized
 from finetune.models.stored_quantization import check_trainable
 from finetune.objectives import Objective, objective_of
@@ -234,8 +236,11 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
                 engine=engine,
             )
             install_fast_path(trained, engine)
-    if recipe.train.activation_checkpointing:
-        checkpoint_activations(trained, recipe.train.activation_checkpointing_every_layers)
+        if recipe.train.activation_checkpointing:
+            checkpoint_activations(trained, recipe.train.activation_checkpointing_every_layers)
+        filling = empty_layers(trained)
+        if filling is not None:
+            filling.fill(choose_device(), partial(engine.share_layer, precision=inputs.precision.name))
     if not is_quantized(model):
         trained = engine.place(trained, choose_device())
     return trained
@@ -246,25 +251,42 @@ def load_base(recipe: Recipe, inputs: Inputs, engine: Engine = SINGLE) -> PreTra
     # Weights that are all trained need float32 for the optimizer's small steps, or an optimizer that rounds
     # them stochastically; autocast still computes in bf16.
     wide = recipe.adapter.method == "full" and recipe.train.weights_dtype == "fp32"
-    scaling = recipe.model.rope_scaling
-    model = load_model(
-        inputs.base,
-        dtype=torch.float32 if wide else inputs.precision.dtype,
-        quantization=recipe.adapter.base_quantization,
-        rope_scaling=scaling,
-        attention=choose_attention(
-            choose_device(), inputs.precision.dtype, load_config(inputs.base, scaling)
-        ),
-        head=recipe.model.head,
-        rope_by_document=inputs.rules.training >= 2,
-        engine=engine,
-    )
+    config = load_config(inputs.base, recipe.model.rope_scaling)
+    options: dict[str, Any] = {
+        "dtype": torch.float32 if wide else inputs.precision.dtype,
+        "quantization": recipe.adapter.base_quantization,
+        "rope_scaling": recipe.model.rope_scaling,
+        "attention": choose_attention(choose_device(), inputs.precision.dtype, config),
+        "head": recipe.model.head,
+    }
+    if _fills_layers(recipe, inputs, engine):
+        model = load_around_layers(inputs.base, **options, engine=engine)
+    else:
+        model = load_model(inputs.base, **options, rope_by_document=inputs.rules.training >= 2, engine=engine)
     if recipe.train.sequence_parallel_size > 1:
         split_rows(model, recipe.train.sequence_parallel_size)
     grow_embeddings(model, len(inputs.tokenizer), engine)
     inputs.objective.prepare_model(model, pad_token_id(inputs.tokenizer))
     inputs.objective.install(model, most_chunks=this_group().most if engine.shards_weights else None)
     return model
+
+
+def _fills_layers(recipe: Recipe, inputs: Inputs, engine: Engine) -> bool:
+    """Whether a base that is quantised has its layers filled one by one: where the adapter's start needs none
+    of their weights, and each process has a share of each of its matrices."""
+    adapter, config = recipe.adapter, read_config(inputs.base.folder)
+    whole = {last_part(name) for name in adapter.modules_to_save} - VOCABULARY
+    starts = adapter.use_dora or adapter.init == "loftq" or whole
+    return (
+        engine.fills_layers
+        and adapter.method == "qlora"
+        and inputs.rules.training >= 2
+        and family_of(config.get("model_type")) is not None
+        and not config.get("quantization_config")
+        and not is_pruned(inputs.base.folder, adapter, engine)
+        and not starts
+        and adapter.saved_rank >= this_group().world_size
+    )
 
 
 def build_trainer(

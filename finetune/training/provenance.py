@@ -97,8 +97,7 @@ def _differences(before: dict[str, str] | str, after: dict[str, str] | str) -> s
 
 
 def refuse_another_engine_than(then: Lock, now: Lock) -> None:
-    """Raises CheckpointError where the checkpoints are cut up for another engine, or another number of
-    processes."""
+    """Raises CheckpointError where the checkpoints are those of an engine that this one doesn't read."""
     own = SINGLE.name
     before, after = (
         (lock.device.get("engine", own), lock.device.get("processes", 1)) for lock in (then, now)
@@ -107,8 +106,8 @@ def refuse_another_engine_than(then: Lock, now: Lock) -> None:
     if before == after or (saved is not None and loads is not None and loads.resumes(saved)):
         return
     raise CheckpointError(
-        f"this run was started with {before[0]} and {before[1]} processes, and its checkpoints are cut up "
-        f"for them; this is {after[0]} with {after[1]}. Resume with --launch {before[0]} --processes "
+        f"this run was started with {before[0]} and {before[1]} processes, and its checkpoints are "
+        f"{before[0]}'s; this is {after[0]} with {after[1]}. Resume with --launch {before[0]} --processes "
         f"{before[1]}."
     )
 

@@ -366,7 +366,8 @@ class ExactTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        with without_embeddings():
+        best = Path(str(self.state.best_model_checkpoint))
+        with without_embeddings(), self.engine.resuming(best, self.group):
             super()._load_best_model()
 
     def counters(self) -> dict[str, Any]:
@@ -389,6 +390,15 @@ class ExactTrainer(Trainer):
         self.tokens_seen, self.supervised_tokens_seen = counters.tokens, counters.supervised_tokens
         self.step_seconds, self.seconds_before = counters.step_seconds, counters.seconds
         self.start_hash, self.values_hash = counters.start, counters.values
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
+        """As transformers does, with a checkpoint as the engine reads it."""
+        if resume_from_checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        with self.engine.resuming(Path(resume_from_checkpoint), self.group):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def load_finished(self, checkpoint: Path) -> None:
         """Take over weights and state of a checkpoint after which no step is left.

@@ -55,8 +55,8 @@ class Launched:
 Train = Callable[..., Launched]
 
 
-def accelerate_launch(engine: str) -> list[str]:
-    """The command by which accelerate itself starts two processes with a shipped file."""
+def accelerate_launch(engine: str, processes: int = 2) -> list[str]:
+    """The command by which accelerate itself starts processes with a shipped file."""
     config = str(find_config(engine).path)
     return [
         sys.executable,
@@ -64,6 +64,8 @@ def accelerate_launch(engine: str) -> list[str]:
         "accelerate.commands.launch",
         "--config_file",
         config,
+        "--num_processes",
+        str(processes),
         "--main_process_port",
         "0",
     ]

@@ -34,7 +34,10 @@ main()
         pytest.param("fsdp2", 2, 2, marks=pytest.mark.long),
         pytest.param("fsdp2", 2, 4, marks=pytest.mark.long),
         pytest.param("zero2", 2, 2, marks=pytest.mark.long),
+        pytest.param("zero2", 2, 4, marks=pytest.mark.long),
+        pytest.param("zero2", 4, 2, marks=pytest.mark.long),
         pytest.param("zero3", 2, 2, marks=pytest.mark.long),
+        pytest.param("zero3", 2, 4, marks=pytest.mark.long),
     ],
 )
 def test_another_number_of_processes_goes_on(
@@ -51,7 +54,7 @@ def test_another_number_of_processes_goes_on(
     else:
         # The launcher starts `-m finetune`: a package of that name, found first, stands in for the
         # interruption.
-        train(train=steps, command=[*accelerate_launch(engine), str(script)], code=None)
+        train(train=steps, command=[*accelerate_launch(engine, before), str(script)], code=None)
     run = tmp_path / "runs" / "recipe-002"
     assert (run / "checkpoints" / "checkpoint-3" / "complete.json").is_file()
     options = [] if after == 1 else [*launcher, str(after)]
@@ -61,14 +64,13 @@ def test_another_number_of_processes_goes_on(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert difference(Launched(0, "", "", run).weights(), whole.weights()) < 1e-4
+    assert not list((run / "checkpoints").glob(".*"))
 
 
 @pytest.mark.long
-def test_zero_resumes_its_own_with_as_many_processes_only(
-    train: Train, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    """A ZeRO checkpoint is cut up by process; another number, or another engine, is refused with the reason,
-    and so is somebody else's, unless it is trusted."""
+def test_zero_resumes_its_own_only(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
+    """Another engine, one process among them, is refused with the reason, and so is somebody else's
+    checkpoint, unless it is trusted."""
     script = tmp_path / "interrupted.py"
     script.write_text(INTERRUPT)
     train(train={"max_steps": 6}, command=[*accelerate_launch("zero2"), str(script)], code=None)

@@ -71,6 +71,10 @@ class Failure:
             if self.exit_code < 0
             else f"ended with {self.exit_code}"
         )
+        if self.exit_code == -signal.SIGABRT:
+            how += (
+                " (on GPUs, by NCCL's watchdog: it waited for another process longer than --timeout-minutes)"
+            )
         where = f"; its last words are in {log}" if log is not None else ""
         return f"process {self.rank} {how}; the others were stopped{where}"
 

@@ -12,6 +12,8 @@ import torch
 
 from finetune.cli import app as command_line
 from finetune.engines import registry
+from finetune.engines.fsdp2 import FSDP2
+from finetune.engines.single import SINGLE
 from finetune.models.bases.locate import read_config, resolve_base
 from finetune.models.bases.shapes import read_shape
 from finetune.models.load import load_model
@@ -236,6 +238,17 @@ def test_a_gpu_is_planned_with_room_to_spare(
         assert found["fits"] is fits
     _, alone, _ = run(monkeypatch, capsys, str(a_70b(tmp_path)), "--json")
     assert ddp["memory"]["overhead"] == json.loads(alone)["ways"][0]["memory"]["overhead"] + 1e9
+
+
+def test_a_quantised_base_is_whole_at_first_where_its_layers_can_not_be_shared(
+    make_recipe: MakeRecipe,
+) -> None:
+    """With a rank below the number of processes, of which some would have no share of the adapter."""
+    job = job_for(make_recipe(adapter={"method": "qlora", "rank": 4}, data={"pack_length_tokens": 128}))
+    job = replace(job, shape=replace(job.shape, layers=32), engine=FSDP2)
+    few, many = (memory_of(replace(job, processes=processes)).weights for processes in (4, 8))
+    assert few < many
+    assert many == pytest.approx(memory_of(replace(job, engine=SINGLE, processes=1)).weights)
 
 
 def test_sharding_divides_what_it_says(make_recipe: MakeRecipe) -> None:
