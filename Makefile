@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-launch bench-merge bench-serve bench-rounding bench-prune bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
+.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-launch bench-merge bench-gpu bench-serve bench-rounding bench-prune bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ bench-rounding: $(VENV)/.installed-dev  ## what each rounding of a merge leaves 
 
 bench-preference: $(VENV)/.installed-dev  ## pairs/s of DPO, with prompts shared and not, beside TRL where TRL names the folder of its package
 	$(BIN)/python benchmarks/bench_preference.py $(if $(TRL),--trl $(TRL))
+
+bench-gpu: $(VENV)/.installed-dev  ## one NVIDIA GPU: right numbers, tokens/s, memory, kernels, the longest row; at most 9 minutes
+	$(BIN)/python -m benchmarks.gpu.bench_gpu $(if $(JSON),--json $(JSON))
 
 bench-serve: $(VENV)/.installed-dev  ## tokens/s of finetune serve, and of transformers serve where FASTAPI names the folder of that package
 	$(BIN)/python benchmarks/bench_serve.py $(if $(FASTAPI),--fastapi $(FASTAPI))

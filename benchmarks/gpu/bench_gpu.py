@@ -1,0 +1,370 @@
+"""What one GPU does, in one command: right numbers first, then tokens per second, memory, kernels and waits.
+
+    make bench-gpu                                  # all parts, at most 9 minutes; needs nothing from outside
+    python -m benchmarks.gpu.bench_gpu --parts numbers lora --json out.json
+    python -m benchmarks.gpu.bench_gpu --shape tiny --device cpu    # that every part runs
+
+Weights are random, of the shape of Llama 3.1 8B; rows are drawn. A wrong number ends the command with exit
+code 1 before anything is timed. A part that time or memory doesn't suffice for says so, and the others go on.
+
+numbers   losses and gradients of a small model on the GPU against the CPU's, in float32 (1e-4); the attention
+          of packs against one call for each document, in bf16
+gemm      the rate of bf16 products, by which the others are judged
+lora      LoRA r 16, two rows of 4,096 tokens a step, dropout 0 and 0.1 (NeMo AutoModel's published setting)
+packs     the same tokens in documents of the lengths that chats have
+qlora     NF4, r 32
+dpo       pairs of two answers of 512 tokens behind a prompt of 512
+peft      transformers and peft as a short script has them, beside `lora`
+lengths   QLoRA r 32 with recomputation, rows of 8,192 tokens and twice as many each time, until memory ends
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.models import (
+    SHAPES,
+    Setting,
+    on_device,
+    optimizer_of,
+    ours,
+    pack,
+    plain_peft,
+    seconds_of,
+    take_step,
+    wait,
+    write_base,
+)
+from finetune.models.device import is_out_of_memory
+
+ROW, ROWS, LONGEST = 4096, 2, 65_536
+
+
+@dataclass
+class Bench:
+    """The device, the base, what was measured, and the time that is left."""
+
+    device: torch.device
+    shape: str
+    base: Path
+    minutes: float
+    started: float = field(default_factory=time.monotonic)
+    results: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def row(self) -> int:
+        """Tokens of a row: fewer where the shape is for a try."""
+        return ROW if self.shape != "tiny" else 64
+
+    @property
+    def vocabulary(self) -> int:
+        """Of the shape."""
+        return int(SHAPES[self.shape]["vocab_size"])
+
+    @property
+    def numbers(self) -> float:
+        """The weights of the base, by which a token costs 4 operations forward and backward."""
+        shape = SHAPES[self.shape]
+        width, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
+        keys = width // shape["num_attention_heads"] * shape["num_key_value_heads"]
+        layer = 2 * width * width + 2 * width * keys + 3 * width * inner
+        return float(layers * layer + width * shape["vocab_size"])
+
+    def seconds_left(self) -> float:
+        """Of the minutes."""
+        return self.minutes * 60 - (time.monotonic() - self.started)
+
+    def put(self, part: str, values: dict[str, Any]) -> None:
+        """Keep what was measured, and print it."""
+        self.results[part] = values
+        cells = (
+            f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in values.items()
+        )
+        print(f"{part:14} {', '.join(cells)}", flush=True)
+
+
+def numbers(bench: Bench) -> None:
+    """Raises SystemExit where the device computes something else than the CPU."""
+    setting, lengths = Setting(precision="fp32"), [17, 40, 7]
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_base(Path(name), "tiny", torch.device("cpu"))
+        found = []
+        for device in (torch.device("cpu"), bench.device):
+            model = ours(folder, setting, device)
+            _seed_adapter(model)
+            batch = pack(lengths, SHAPES["tiny"]["vocab_size"], device)
+            loss = model(**batch, num_items_in_batch=1).loss
+            loss.backward()
+            gradients = [
+                weight.grad.double().cpu().flatten() for weight in model.parameters() if weight.requires_grad
+            ]
+            found.append((loss.item(), torch.cat(gradients)))
+    (one, its), (other, mine) = found
+    apart = {
+        "loss": abs(one - other) / abs(one),
+        "gradients": float((its - mine).norm() / its.norm()),
+        "attention": _attention_apart(bench.device),
+    }
+    bounds = {"loss": 1e-4, "gradients": 1e-4, "attention": 2e-2}
+    bench.put("numbers", apart)
+    wrong = [name for name, value in apart.items() if not value <= bounds[name]]
+    if wrong:
+        raise SystemExit(f"numbers: {', '.join(wrong)} beyond the bound; nothing is timed.")
+
+
+def _seed_adapter(model: Any) -> None:
+    for number, (name, weight) in enumerate(model.named_parameters()):
+        if "lora_B" in name:
+            drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+            weight.data.copy_(0.02 * drawn)
+
+
+def _attention_apart(device: torch.device) -> float:
+    """How far packs in one call are from a call for each document; 0 where the device has no such kernel."""
+    from finetune.models.kernels.attention import per_document_attention, varlen_attention
+
+    if device.type != "cuda":
+        return 0.0
+    documents, prefixes = [128, 64, 300, 33], [0, 100, 0, 250]
+    torch.manual_seed(0)
+    shapes = [(1, heads, sum(documents), 64) for heads in (8, 2, 2)]
+    inputs = [torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+    found = []
+    for attention in (varlen_attention, per_document_attention):
+        output, _ = attention(torch.nn.Module(), *inputs, None, documents=documents, prefixes=prefixes)  # type: ignore[arg-type]
+        gradients = torch.autograd.grad(output, inputs, torch.ones_like(output))
+        found.append(torch.cat([part.float().flatten() for part in (output, *gradients)]))
+    return float((found[0] - found[1]).norm() / found[1].norm())
+
+
+def gemm(bench: Bench) -> None:
+    """TFLOP/s of a square product."""
+    size = 8192 if bench.shape != "tiny" else 256
+    one, other = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = seconds_of(lambda: one @ other, bench.device, steps=20)
+    bench.put("gemm", {"TFLOP/s": 2 * size**3 / seconds / 1e12})
+
+
+def lora(bench: Bench) -> None:
+    """Dropout 0 and 0.1."""
+    for dropout in (0.0, 0.1):
+        setting = Setting(dropout=dropout)
+        _measure(bench, f"lora, dropout {dropout:g}", setting, [bench.row] * ROWS, counted=dropout == 0)
+
+
+def packs(bench: Bench) -> None:
+    """Documents of drawn (lognormal) lengths, the same tokens a step."""
+    draw, left, lengths = np.random.default_rng(0), bench.row * ROWS, list[int]()
+    while left:
+        lengths.append(min(left, max(2, int(draw.lognormal(5.5, 0.8)))))
+        left -= lengths[-1]
+        if left == 1:
+            lengths[-1] += 1
+            left = 0
+    _measure(bench, "packs", Setting(), lengths, counted=True)
+
+
+def qlora(bench: Bench) -> None:
+    """NF4."""
+    _measure(bench, "qlora", Setting("qlora", rank=32), [bench.row] * ROWS)
+
+
+def peft(bench: Bench) -> None:
+    """What a short script does; one row at a time, for all its logits."""
+    _measure(bench, "peft", Setting(), [bench.row], build=plain_peft)
+
+
+def dpo(bench: Bench) -> None:
+    """Pairs/s, the prompt computed once, and the reference as before step 1."""
+    from data_prep.table.documents import Document
+    from finetune.objectives import objective_of
+    from finetune.recipe.rules.objective import with_objective_defaults
+    from finetune.recipe.schema import Recipe
+    from finetune.training.batches import batch_of
+
+    values = {
+        "model": {"base": "drawn"},
+        "data": {"train": [{"generated": "orders"}]},
+        "objective": {"kind": "dpo"},
+    }
+    objective = objective_of(with_objective_defaults(Recipe.model_validate(values)))
+    part, pairs = bench.row // 8, 4
+    draw = torch.Generator().manual_seed(0)
+
+    def drawn(count: int) -> list[int]:
+        return torch.randint(3, bench.vocabulary, (count,), generator=draw).tolist()
+
+    documents = [
+        Document([*prompt, *drawn(part)], ((part, 2 * part, 1.0),), "drawn", values=(-5.0 * part,))
+        for prompt in (drawn(part) for _ in range(pairs))
+        for _ in range(2)
+    ]
+    batch = on_device(batch_of(documents, packed=True, pad_token_id=0, shared=2), bench.device)
+    setting = Setting()
+    with _model(bench, lambda: ours(bench.base, setting, bench.device, objective)) as model:
+        optimizer = optimizer_of(model)
+        seconds = seconds_of(lambda: take_step(model, optimizer, batch, setting), bench.device)
+        bench.put("dpo", {"pairs/s": pairs / seconds} | _memory(bench.device))
+
+
+def lengths(bench: Bench) -> None:
+    """Until memory or time ends."""
+    setting, length = Setting("qlora", rank=32, checkpointing=True), 2 * bench.row
+    with _model(bench, lambda: ours(bench.base, setting, bench.device)) as model:
+        optimizer = optimizer_of(model)
+        while length <= (LONGEST if bench.shape != "tiny" else 256) and bench.seconds_left() > 20:
+            batch = pack([length], bench.vocabulary, bench.device)
+            try:
+                seconds = seconds_of(
+                    lambda batch=batch: take_step(model, optimizer, batch, setting),
+                    bench.device,
+                    warm_up=1,
+                    steps=1,  # type: ignore[misc]
+                )
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                bench.put(f"row {length:,}", {"ends": "out of memory"})
+                return
+            bench.put(f"row {length:,}", {"tokens/s": length / seconds} | _memory(bench.device))
+            length *= 2
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "numbers": numbers, "gemm": gemm, "lora": lora, "packs": packs, "qlora": qlora, "dpo": dpo, "peft": peft,
+    "lengths": lengths,
+}  # fmt: skip
+
+
+def _measure(
+    bench: Bench,
+    name: str,
+    setting: Setting,
+    documents: list[int],
+    *,
+    build: Callable[..., Any] = ours,
+    counted: bool = False,
+) -> None:
+    """Tokens/s, operations/s, memory; kernels and waits of a step where they are counted."""
+    with _model(bench, lambda: build(bench.base, setting, bench.device)) as model:
+        optimizer, batch = optimizer_of(model), pack(documents, bench.vocabulary, bench.device)
+
+        def step() -> Any:
+            return take_step(model, optimizer, batch, setting)
+
+        seconds = seconds_of(step, bench.device)
+        rate = sum(documents) / seconds
+        values: dict[str, Any] = {"tokens/s": rate, "TFLOP/s (4 N)": 4 * bench.numbers * rate / 1e12}
+        if "gemm" in bench.results:
+            values["of gemm"] = values["TFLOP/s (4 N)"] / bench.results["gemm"]["TFLOP/s"]
+        values |= _memory(bench.device)
+        if counted and bench.device.type == "cuda":
+            values |= _kernels_and_waits(step)
+        bench.put(name, values)
+
+
+@contextmanager
+def _model(bench: Bench, build: Callable[[], Any]) -> Iterator[Any]:
+    """A model, whose memory is free afterwards."""
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    model = build()
+    model.train()
+    try:
+        yield model
+    finally:
+        del model
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    if device.type != "cuda":
+        return {}
+    return {
+        "GB allocated": torch.cuda.max_memory_allocated() / 1e9,
+        "GB reserved": torch.cuda.max_memory_reserved() / 1e9,
+    }
+
+
+def _kernels_and_waits(step: Callable[[], Any]) -> dict[str, int]:
+    """Of one step: kernels that start, and calls for which the host waits for the device."""
+    import warnings
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        wait(torch.device("cuda"))
+    kernels = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return {"kernels": kernels, "waits": sum("synchroniz" in str(one.message) for one in told)}
+
+
+def main() -> None:
+    """Measure the parts that were asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--shape", choices=list(SHAPES), default="8b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--minutes", type=float, default=9.0, help="no part begins after so many")
+    parser.add_argument("--json", type=Path, help="where the results go as well")
+    asked = parser.parse_args()
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("bench-gpu needs an NVIDIA GPU, and torch finds none (`finetune doctor` says why).")
+    device = torch.device(asked.device)
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(device, asked.shape, Path(name) / "base", asked.minutes)
+        bench.put("machine", machine(device))
+        if set(asked.parts) - {"numbers", "gemm"}:
+            write_base(bench.base, asked.shape, device)
+        for part in asked.parts:
+            if bench.seconds_left() < 0:
+                bench.put(part, {"left out": f"{asked.minutes:g} minutes are over"})
+                continue
+            try:
+                PARTS[part](bench)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                bench.put(part, {"ends": "out of memory"})
+        if asked.json is not None:
+            asked.json.write_text(json.dumps(bench.results, indent=1) + "\n")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Card, driver and versions."""
+    import transformers
+
+    found = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if device.type != "cuda":
+        return {"device": str(device)} | found
+    properties = torch.cuda.get_device_properties(device)
+    driver = Path("/proc/driver/nvidia/version")
+    return {
+        "device": properties.name,
+        "GB": round(properties.total_memory / 1e9, 1),
+        "driver": driver.read_text().split("Module")[1].split()[0] if driver.exists() else "unknown",
+        "CUDA": torch.version.cuda,
+    } | found
+
+
+if __name__ == "__main__":
+    main()
