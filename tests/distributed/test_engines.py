@@ -179,10 +179,10 @@ def test_raw_accelerate_launch_gives_the_same(train: Train) -> None:
 
 
 SMALL_CHUNKS = """
-from finetune.models import loss
+from finetune.models import sizes
 from finetune.cli.app import main
 
-loss.CHUNK_POSITIONS = 8
+sizes.CHUNK_POSITIONS = 8
 main()
 """
 
