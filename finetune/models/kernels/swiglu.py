@@ -4,10 +4,56 @@ arXiv:2002.05202 (SwiGLU).
 Shapes: T tokens, F feed-forward width.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.nn import functional
 
 from finetune.models.kernels import ops
+
+
+class Swiglu(torch.autograd.Function):
+    """silu(gate) * up (... x F), which keeps no more than its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        ctx.save_for_backward(gate, up)
+        return swiglu(gate.flatten(0, -2), up.flatten(0, -2)).view(gate.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
+        gate, up = (branch.flatten(0, -2) for branch in ctx.saved_tensors)
+        ours = gradient.flatten(0, -2).clone(memory_format=torch.contiguous_format)  # which is used up
+        _, for_gate, for_up = swiglu_gradients(ours, gate, up)
+        return for_gate.view(gradient.shape), for_up.view(gradient.shape)
+
+
+Branches = Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Of an MLP and its input: gate and up."""
+
+
+def two_branches(mlp: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """LLaMA's."""
+    return mlp.gate_proj(x), mlp.up_proj(x)
+
+
+def halves(mlp: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Phi 3's, which are the output of one layer."""
+    gate, up = mlp.gate_up_proj(x).chunk(2, dim=-1)
+    return gate, up
+
+
+def with_fused_product(own_forward: Callable[[torch.Tensor], torch.Tensor], branches: Branches) -> Any:
+    """The forward of an MLP whose layers stay what they are; `own_forward` where the kernels don't run."""
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if not ops.takes(x):
+            return own_forward(x)
+        output: torch.Tensor = self.down_proj(Swiglu.apply(*branches(self, x)))
+        return output
+
+    return forward
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
