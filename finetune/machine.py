@@ -23,7 +23,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 OPTIONAL = {
     "bitsandbytes": "adapter.method qlora and train.optimizer adamw_8bit are refused without it",
     "flash_attn": "not needed: on a GPU attention is torch's own without it",
-    "liger_kernel": "not needed: on a GPU the loss is the toolkit's own without it",
+    "triton": "on a GPU norms, positions, MLPs and losses are computed without fused kernels",
     "trackio": "tracking.tracker trackio is refused without it",
     "wandb": "tracking.tracker wandb is refused without it",
 }
@@ -73,15 +73,15 @@ def use() -> Iterator[Fact]:
 
 
 def kernels(device: "torch.device", dtype: "torch.dtype") -> Iterator[Fact]:
-    """What attention and loss of a LLaMA are computed by."""
+    """What attention, and what is neither attention nor a product, of a LLaMA are computed by."""
     from transformers import LlamaConfig
 
     from finetune.models.kernels.attention import choose_attention
-    from finetune.models.loss import liger_is_usable
+    from finetune.models.kernels.ops import kernel_problem
 
     yield Fact("will be used", "attention", choose_attention(device, dtype, LlamaConfig()))
-    liger = device.type == "cuda" and liger_is_usable()
-    yield Fact("will be used", "loss", "Liger's kernel" if liger else "the toolkit's own, a chunk at a time")
+    problem = kernel_problem() if device.type == "cuda" else f"the device is {device}"
+    yield Fact("will be used", "fused kernels", "Triton's" if problem is None else "none", problem or "")
 
 
 def processor() -> Iterator[Fact]:
@@ -172,7 +172,7 @@ def cuda() -> Iterator[Fact]:
         remark = f"not between {', '.join(apart)}, which meet in the host's memory" if apart else ""
         yield Fact("devices", "links", "some" if apart else "between all GPUs", remark)
     compiler = c_compiler()
-    without = "Triton's kernels (Liger's loss) can't be compiled" if compiler is None else ""
+    without = "Triton's kernels can't be compiled" if compiler is None else ""
     yield Fact("devices", "C compiler", compiler or "absent", without)
 
 

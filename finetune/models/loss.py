@@ -2,21 +2,20 @@
 
 Shapes: B rows, T tokens, D model width, V vocabulary, N supervised positions. A plain forward makes logits of
 B x T x V and then throws most of them away: prompts and padding have no label. Here the hidden states are
-gathered where a label stands, and head and cross-entropy run over those N positions, chunk by chunk; no more
-than CHUNK x V of their logits exist at once: a head that is trained makes them again in the backward pass,
-the others' are turned into their gradient in the forward pass (FrozenHeadLoss). The loss is computed inside
-the model's own forward, so that the hooks of DDP, FSDP2 and ZeRO-3 see it.
+gathered where a label stands, and head and cross-entropy run over those N positions, chunk by chunk; one
+chunk's logits exist at once. They are turned into their gradient where they stand (models/head_loss.py); a
+head that is trained and cut up, or has something around it, makes them again in the backward pass. The loss
+is computed inside the model's own forward, so that the hooks of DDP, FSDP2 and ZeRO-3 see it.
 """
 
-import importlib.util
-import logging
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, Literal, TypeGuard, cast
 
 import torch
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
@@ -24,12 +23,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from finetune.models.kernels.compiler import c_compiler
+from finetune.models import sizes
+from finetune.models.head_loss import FrozenHeadLoss, TrainedHeadLoss
 from finetune.models.kernels.noise import with_noise
 from finetune.models.logits import ChangedHead, Head, head_of, states_of, widened
-from finetune.models.sizes import CHUNK_POSITIONS
-
-logger = logging.getLogger(__name__)
 
 IGNORE_INDEX = -100
 """The label of a position without supervision, as everywhere in the field."""
@@ -67,13 +64,17 @@ def supervised_cross_entropy(
     if labels.numel() == 0 and most_chunks is None:
         return head(hidden[:, :1]).float().sum() * 0.0
     weights = None if inputs.weights is None else inputs.at_supervised(inputs.weights)
-    if most_chunks is None and weights is None and prefers_liger(head, chosen.device):
-        return liger_loss(chosen, head, labels, label_smoothing)
     matrix, change = _parts_of(head)
     shared = isinstance(matrix, FSDPModule)
-    if (shared or (most_chunks is None and torch.is_grad_enabled())) and _is_frozen(matrix):
+    whole = most_chunks is None and torch.is_grad_enabled()
+    if (shared or whole) and _is_frozen(matrix):
         losses = _frozen_losses(chosen, matrix, labels, label_smoothing, change)
         return (losses if weights is None else losses * weights.to(losses)).sum()
+    if whole and _is_plain(matrix):
+        loss: torch.Tensor = TrainedHeadLoss.apply(
+            chosen, matrix.weight, labels, weights, label_smoothing, change, _compute_type(matrix)
+        )
+        return loss
 
     def chunk_loss(states: torch.Tensor, targets: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
         logits = widened(head(states))
@@ -140,7 +141,7 @@ def _in_chunks(
     spare: Sequence[torch.Tensor | None],
     most_chunks: MostChunks | None,
 ) -> list[torch.Tensor]:
-    """What `compute` gives for CHUNK_POSITIONS rows of the columns (N rows each, or None but for
+    """What `compute` gives for sizes.CHUNK_POSITIONS rows of the columns (N rows each, or None but for
     the first) at a time.
 
     It is called as often as in the process with the most chunks, and at least once, with `spare` (a row of
@@ -148,8 +149,8 @@ def _in_chunks(
     chunk's logits are in memory.
     """
     chunks = [
-        tuple(None if column is None else column[start : start + CHUNK_POSITIONS] for column in columns)
-        for start in range(0, len(cast(torch.Tensor, columns[0])), CHUNK_POSITIONS)
+        tuple(None if column is None else column[start : start + sizes.CHUNK_POSITIONS] for column in columns)
+        for start in range(0, len(cast(torch.Tensor, columns[0])), sizes.CHUNK_POSITIONS)
     ]
     least = 1 if most_chunks is None else max(1, most_chunks(len(chunks)))
     chunks += [tuple(spare)] * (least - len(chunks))
@@ -159,8 +160,27 @@ def _in_chunks(
 
 
 def _parts_of(head: Head) -> tuple[Head, Head | None]:
-    """A head's matrix, and what its family does behind it."""
-    return (head.matrix, head.change) if isinstance(head, ChangedHead) else (head, None)
+    """A head's matrix, and what its family does behind it. Of one that peft keeps beside the base's, the
+    matrix that computes."""
+    matrix, change = (head.matrix, head.change) if isinstance(head, ChangedHead) else (head, None)
+    if isinstance(matrix, AuxiliaryTrainingWrapper) and not isinstance(matrix, FSDPModule):
+        kept: Any = matrix
+        chosen = kept.original_module if kept.disable_adapters else _active(kept)
+        matrix = matrix if chosen is None else chosen
+    return matrix, change
+
+
+def _active(kept: Any) -> nn.Module | None:
+    """The one copy that is active; None where there isn't one."""
+    copies = getattr(kept, "modules_to_save", {})
+    active = [copies[name] for name in kept.active_adapters if name in copies]
+    return active[0] if len(active) == 1 else None
+
+
+def _compute_type(matrix: nn.Linear) -> torch.dtype:
+    """The type in which autocast lets a matrix multiply."""
+    kind = matrix.weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else matrix.weight.dtype
 
 
 def _is_frozen(head: Head) -> TypeGuard[nn.Linear]:
@@ -181,109 +201,6 @@ def _is_plain(head: Head) -> TypeGuard[nn.Linear]:
         and not head._forward_hooks
         and not head._forward_pre_hooks
     )
-
-
-@cache
-def _liger() -> Any:
-    """Liger's fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989); None where it isn't installed,
-    or doesn't fit."""
-    if importlib.util.find_spec("liger_kernel") is None:
-        return None
-    try:
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-        if c_compiler() is None:
-            raise RuntimeError("Triton needs gcc or clang, and Python's headers")
-    except (ImportError, RuntimeError) as error:
-        logger.warning(
-            "liger_kernel is installed and can't be used (%s); the loss is computed without it", error
-        )
-        return None
-    return LigerFusedLinearCrossEntropyLoss
-
-
-def liger_is_usable() -> bool:
-    """Whether Liger's loss is installed, and its kernels can be compiled."""
-    return _liger() is not None
-
-
-def prefers_liger(head: Head, device: torch.device) -> TypeGuard[nn.Linear]:
-    """Whether the loss is Liger's: on CUDA, where it is installed, in training, for a head without anything
-    around it."""
-    return device.type == "cuda" and torch.is_grad_enabled() and _is_plain(head) and liger_is_usable()
-
-
-def liger_loss(
-    states: torch.Tensor, head: nn.Linear, labels: torch.Tensor, label_smoothing: float
-) -> torch.Tensor:
-    """The sum of the cross-entropy of N x D states by Liger's kernel, which never holds all logits either."""
-    loss = _liger()(reduction="sum", label_smoothing=label_smoothing)(
-        head.weight, states.to(head.weight.dtype), labels
-    )
-    return loss if loss.dtype == torch.float64 else loss.float()
-
-
-class FrozenHeadLoss(torch.autograd.Function):
-    """Head and cross-entropy of each position (N) whose gradient is made in the forward pass, chunk by chunk.
-
-    The gradient of a position's loss is known up to its factor as soon as its logits are, so they are made
-    once, turned into their gradient where they stand, and multiplied back: two matrix products in place of
-    three, and one chunk's logits in memory. As in Liger's fused linear cross-entropy (Hsu et al. 2024,
-    arXiv:2410.10989), for a head that isn't trained. What a family does behind its head (`change`) is
-    autograd's to turn back.
-    """
-
-    @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any,
-        states: torch.Tensor,
-        weight: torch.Tensor,
-        labels: torch.Tensor,
-        label_smoothing: float,
-        change: Head | None = None,
-    ) -> torch.Tensor:
-        learns = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(states) if learns else None
-        wide = torch.float64 if states.dtype == torch.float64 else torch.float32
-        losses = torch.empty(len(labels), dtype=wide, device=states.device)
-        with torch.autocast(states.device.type, enabled=False):
-            for start in range(0, len(labels), CHUNK_POSITIONS):
-                here = slice(start, start + CHUNK_POSITIONS)
-                logits = (states[here].to(weight.dtype) @ weight.T).to(wide)
-                if change is not None:
-                    with torch.set_grad_enabled(learns):
-                        before = logits.requires_grad_(learns)
-                        after = change(before)
-                    logits = after.detach().clone()
-                losses[here] = _losses_to_gradient(logits, labels[here], label_smoothing)
-                if gradient is None:
-                    continue
-                if change is not None:
-                    (logits,) = torch.autograd.grad(after, before, logits)
-                gradient[here] = logits.to(weight.dtype) @ weight
-        ctx.save_for_backward(gradient)
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, factors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
-        (gradient,) = ctx.saved_tensors
-        # In the factors' type: rounded to bf16, one over a number of tokens is off by up to 0.4 %.
-        return (gradient * factors[:, None]).to(gradient.dtype), None, None, None, None
-
-
-def _losses_to_gradient(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """The cross-entropies (N) of N x V logits, which become their gradients in place."""
-    losses = (smoothing - 1) * logits.gather(1, labels[:, None]).squeeze(1)
-    if smoothing:
-        losses -= smoothing * logits.mean(dim=-1)
-    peak = logits.amax(dim=-1, keepdim=True)
-    whole = logits.sub_(peak).exp_().sum(dim=-1, keepdim=True)
-    losses += (whole.log() + peak).squeeze(1)
-    logits.div_(whole)
-    if smoothing:
-        logits.sub_(smoothing / logits.shape[1])
-    logits.scatter_add_(1, labels[:, None], logits.new_full((len(labels), 1), smoothing - 1))
-    return losses
 
 
 @dataclass(frozen=True)

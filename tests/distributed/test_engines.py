@@ -239,10 +239,10 @@ def test_fsdp2_gathers_no_more_than_it_must(train: Train, tmp_path: Path) -> Non
 
 
 SMALL_CHUNKS = """
-from finetune.models import loss
+from finetune.models import sizes
 from finetune.cli.app import main
 
-loss.CHUNK_POSITIONS = 8
+sizes.CHUNK_POSITIONS = 8
 main()
 """
 

@@ -106,6 +106,13 @@ class ArchitectureSpec:
     x."""
     fused_mlps: tuple[str, ...] = ()
     """MLPs that compute down_proj(act_fn(gate_proj(x)) * up_proj(x)), and nothing else."""
+    packed_mlps: tuple[str, ...] = ()
+    """MLPs that compute down_proj(up * activation_fn(gate)) of the halves gate and up of gate_up_proj(x), and
+    nothing else."""
+    norms_come_first: bool = False
+    """Whether its layers compute z = x + attention(input_layernorm(x)), then z +
+    mlp(post_attention_layernorm(z)), by fused norms, where a residual_multiplier and dropouts are all that
+    may come between."""
     defaults: Mapping[str, int] = field(default_factory=dict)
     """What transformers takes where config.json leaves a size out, and LLaMA's rule would be another."""
     rope_types: tuple[str, ...] = ROPE_TYPES

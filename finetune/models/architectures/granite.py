@@ -20,6 +20,7 @@ GRANITE = ArchitectureSpec(
     parameters=parameters,
     gguf=replace(GGUF, name="granite"),
     fused_norms=("GraniteRMSNorm",),
+    norms_come_first=True,
     fused_mlps=("GraniteMLP",),
     multipliers=("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
     change_logits=divided,

@@ -36,5 +36,6 @@ LLAMA = ArchitectureSpec(
     parameters=parameters,
     gguf=GGUF,
     fused_norms=("LlamaRMSNorm",),
+    norms_come_first=True,
     fused_mlps=("LlamaMLP",),
 )

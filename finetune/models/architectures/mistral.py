@@ -24,6 +24,7 @@ MISTRAL = ArchitectureSpec(
     parameters=parameters,
     gguf=GGUF,
     fused_norms=("MistralRMSNorm",),
+    norms_come_first=True,
     fused_mlps=("MistralMLP",),
     defaults={"num_key_value_heads": 8},
 )

@@ -32,6 +32,8 @@ PHI3 = ArchitectureSpec(
     gguf=GgufFamily("phi3", rope_types=("default", "longrope", "su")),
     shared_inputs=(),
     fused_norms=("Phi3RMSNorm",),
+    packed_mlps=("Phi3MLP",),
+    norms_come_first=True,
     rope_types=("default", "longrope", "su"),  # which was longrope's first name
     partial_rope=True,
     recomputes_keys=True,

@@ -24,6 +24,7 @@ QWEN2 = ArchitectureSpec(
     parameters=parameters,
     gguf=GgufFamily("qwen2", biases=("q_proj", "k_proj", "v_proj")),
     fused_norms=("Qwen2RMSNorm",),
+    norms_come_first=True,
     fused_mlps=("Qwen2MLP",),
     defaults={"num_key_value_heads": 32},
 )

@@ -27,6 +27,7 @@ QWEN3 = ArchitectureSpec(
     parameters=parameters,
     gguf=GgufFamily("qwen3", biases=("q_proj", "k_proj", "v_proj")),
     fused_norms=("Qwen3RMSNorm",),
+    norms_come_first=True,
     fused_mlps=("Qwen3MLP",),
     defaults={"num_key_value_heads": 32, "head_dim": 128},
 )

@@ -6,6 +6,7 @@ Weights stay where peft has them, so saving, loading and merging know nothing of
 import logging
 import types
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,14 @@ from torch import nn
 
 from finetune.engines.base import Engine
 from finetune.engines.single import SINGLE
-from finetune.models.architectures import family_of
+from finetune.models.architectures import ArchitectureSpec, family_of
+from finetune.models.architectures.base import DECODER
+from finetune.models.kernels.decoder_layer import with_fused_sums
+from finetune.models.kernels.factors import FactorsOfModel
 from finetune.models.kernels.lora import FusedLora, FusedMlp, Layer, is_int8, quantisation
 from finetune.models.kernels.rms_norm import FrozenRmsNorm
+from finetune.models.kernels.rotation import fuse_rotation
+from finetune.models.kernels.swiglu import halves, two_branches, with_fused_product
 from finetune.models.mask import kept_of
 
 logger = logging.getLogger(__name__)
@@ -36,11 +42,12 @@ def install_fast_path(model: nn.Module, engine: Engine = SINGLE) -> int:
     norms, mlps, groups = (
         (family.fused_norms, family.fused_mlps, family.shared_inputs) if family else ((), (), ())
     )
+    factors = FactorsOfModel(_decoder(model) if family and not engine.shards_weights else None)
     for module in list(model.modules()):
         if isinstance(module, LoraLayer):
             reason = unsupported(module, engine)
             if reason is None:
-                module.forward = types.MethodType(_one_layer(module.forward, engine), module)
+                module.forward = types.MethodType(_one_layer(module.forward, engine, factors), module)
                 fused += 1
             else:
                 kept[reason] += 1
@@ -49,11 +56,15 @@ def install_fast_path(model: nn.Module, engine: Engine = SINGLE) -> int:
     for module in list(model.modules()):
         for group in groups:
             if _all_fusable(module, engine, *group):
-                OneInput([getattr(module, name) for name in group], engine).install()
-        gated = type(module).__name__ in mlps and _is_silu(module.act_fn)
-        if gated and _all_fusable(module, engine, "gate_proj", "up_proj", "down_proj"):
-            module.forward = types.MethodType(_gated_mlp(module.forward, engine), module)
+                OneInput([getattr(module, name) for name in group], engine, factors).install()
+        if type(module).__name__ in mlps and _is_silu(module.act_fn):
+            module.forward = types.MethodType(with_fused_product(module.forward, two_branches), module)
+            if _all_fusable(module, engine, "gate_proj", "up_proj", "down_proj"):
+                module.forward = types.MethodType(_gated_mlp(module.forward, engine, factors), module)
+        elif family and type(module).__name__ in family.packed_mlps and _is_silu(module.activation_fn):
+            module.forward = types.MethodType(with_fused_product(module.forward, halves), module)
     left = [what for what, classes in (("norms", norms), ("MLPs", mlps)) if not classes]
+    left += _fuse_layers(model, family, engine) if family else []
     if left:
         logger.info(
             "the %s of %s are computed by transformers' own forward", " and ".join(left), config.model_type
@@ -61,6 +72,24 @@ def install_fast_path(model: nn.Module, engine: Engine = SINGLE) -> int:
     for reason, count in kept.items():
         logger.info("%d LoRA layers are not fused: %s", count, reason)
     return fused
+
+
+def _decoder(model: Any) -> nn.Module:
+    return getattr(model.get_base_model(), DECODER)
+
+
+def _fuse_layers(model: nn.Module, family: ArchitectureSpec, engine: Engine) -> list[str]:
+    """Sums and positions in the layers of a family; what isn't fused where a GPU could have it."""
+    rotated = True
+    layers: list[Any] = [
+        module for module in model.modules() if type(module).__name__ == family.decoder_layer
+    ]
+    for layer in layers:
+        rotated &= fuse_rotation(layer.self_attn)
+        if family.norms_come_first:
+            is_frozen = partial(_is_frozen_here, engine=engine)
+            layer.forward = types.MethodType(with_fused_sums(layer.forward, is_frozen), layer)
+    return [] if rotated else ["positions"]
 
 
 def unsupported(layer: LoraLayer, engine: Engine) -> str | None:
@@ -109,25 +138,27 @@ def _norm(own_forward: Any) -> Any:
     return forward
 
 
-def _one_layer(own_forward: Any, engine: Engine) -> Any:
+def _one_layer(own_forward: Any, engine: Engine, factors: FactorsOfModel) -> Any:
     def forward(self: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         dtype = None if arguments or options else _compute_type([self], x, engine)
         if dtype is None:
             output: torch.Tensor = own_forward(x, *arguments, **options)
             return output
-        return _fused([self], x, dtype, _dropout(self))[0]
+        return _fused([self], x, dtype, factors, _dropout(self))[0]
 
     return forward
 
 
-def _gated_mlp(own_forward: Any, engine: Engine) -> Any:
+def _gated_mlp(own_forward: Any, engine: Engine, factors: FactorsOfModel) -> Any:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         layers = [self.gate_proj, self.up_proj, self.down_proj]
         dtype = None if any(map(_dropout, layers)) else _compute_type(layers, x, engine)
         if dtype is None:
             own: torch.Tensor = own_forward(x)
             return own
-        output: torch.Tensor = FusedMlp.apply(x, tuple(map(_layer, layers)), dtype, *_matrices(layers))
+        parts, matrices = tuple(map(_layer, layers)), _matrices(layers)
+        both = factors.of(parts[:2], matrices[:4], dtype), factors.of(parts[2:], matrices[4:], dtype)
+        output: torch.Tensor = FusedMlp.apply(x, parts, both, *matrices)
         return output
 
     return forward
@@ -140,8 +171,8 @@ class OneInput:
     An attention's own forward, whichever family's, calls q, k and v so.
     """
 
-    def __init__(self, layers: list[Any], engine: Engine):
-        self.layers, self.engine = layers, engine
+    def __init__(self, layers: list[Any], engine: Engine, factors: FactorsOfModel):
+        self.layers, self.engine, self.factors = layers, engine, factors
         self.x: torch.Tensor | None = None
         self.outputs: dict[Any, torch.Tensor] = {}
 
@@ -162,7 +193,8 @@ class OneInput:
             if dtype is None:
                 output: torch.Tensor = own_forward(x, *arguments, **options)
                 return output
-            self.x, self.outputs = x, dict(zip(self.layers, _fused(self.layers, x, dtype), strict=True))
+            outputs = _fused(self.layers, x, dtype, self.factors)
+            self.x, self.outputs = x, dict(zip(self.layers, outputs, strict=True))
             return self._take(layer)
 
         return forward
@@ -175,10 +207,15 @@ class OneInput:
 
 
 def _fused(
-    layers: list[Any], x: torch.Tensor, dtype: torch.dtype, dropout: float = 0.0
+    layers: list[Any],
+    x: torch.Tensor,
+    dtype: torch.dtype,
+    factors: FactorsOfModel,
+    dropout: float = 0.0,
 ) -> tuple[torch.Tensor, ...]:
+    parts, matrices = tuple(map(_layer, layers)), _matrices(layers)
     outputs: tuple[torch.Tensor, ...] = FusedLora.apply(
-        x, tuple(map(_layer, layers)), dropout, dtype, *_matrices(layers)
+        x, parts, dropout, factors.of(parts, matrices, dtype), *matrices
     )
     return outputs
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from finetune.models.kernels.swiglu import swiglu, swiglu_gradients
 from finetune.models.quantization import dequantize_int8
 
 Tensors = Sequence[torch.Tensor]
@@ -26,11 +27,39 @@ class Layer(NamedTuple):
     scaling: float
 
 
+class Factors(NamedTuple):
+    """A and B of layers that have one input, as they are multiplied with."""
+
+    a: torch.Tensor
+    """Each layer's A times its scaling, one below the other (R summed x I)."""
+    b: tuple[torch.Tensor, ...]
+    """Each layer's B (O x R)."""
+
+    def split_a(self) -> tuple[torch.Tensor, ...]:
+        """Each layer's (R x I)."""
+        return self.a.split([b.shape[1] for b in self.b])
+
+    def split(self, low: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Each layer's columns (T x R) of what stands side by side."""
+        return low.split([b.shape[1] for b in self.b], dim=1)
+
+
+@torch.no_grad()
+def factors_of(layers: Sequence[Layer], matrices: Tensors, dtype: torch.dtype) -> Factors:
+    """`matrices` are A and B of each layer in turn."""
+    scaled = [
+        a if layer.scaling == 1 else a * layer.scaling for layer, a in zip(layers, matrices[::2], strict=True)
+    ]
+    a = scaled[0] if len(scaled) == 1 else torch.cat(scaled)
+    return Factors(a.to(dtype), tuple(b.to(dtype) for b in matrices[1::2]))
+
+
 class FusedLora(torch.autograd.Function):
     """y = x W^T + b + s drop(x) A^T B^T for each of several layers of one input; W is frozen, of any float
     type, in NF4 or int8.
 
-    `matrices` are A and B of each layer in turn. Dropout draws one mask, so it is for a layer alone.
+    `factors` are made of `matrices`, A and B of each layer in turn, whose gradients are found. Dropout draws
+    one mask, so it is for a layer alone.
     """
 
     @staticmethod
@@ -39,26 +68,28 @@ class FusedLora(torch.autograd.Function):
         x: torch.Tensor,
         layers: Sequence[Layer],
         dropout: float,
-        dtype: torch.dtype,
+        factors: Factors,
         *matrices: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         with torch.autocast(x.device.type, enabled=False):
-            flat = x.reshape(-1, x.shape[-1]).to(dtype)
+            flat = x.reshape(-1, x.shape[-1]).to(factors.a.dtype)
             dropped, mask = torch.native_dropout(flat, dropout, True) if dropout else (flat, None)
-            outputs, low = products(flat, dropped, layers, matrices)
+            outputs, low = products(flat, dropped, layers, factors)
         ctx.save_for_backward(dropped, low, mask, *matrices)
-        ctx.layers, ctx.dropout, ctx.dtype, ctx.x_type = layers, dropout, dtype, x.dtype
+        ctx.layers, ctx.dropout, ctx.factors, ctx.x_type = layers, dropout, factors, x.dtype
         return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
         dropped, low, mask, *matrices = ctx.saved_tensors
+        factors: Factors = ctx.factors
         with torch.autocast(dropped.device.type, enabled=False):
-            flat = [gradient.reshape(-1, gradient.shape[-1]).to(ctx.dtype) for gradient in gradients]
-            for_low, for_matrices = update_gradients(flat, dropped, low, ctx.layers, matrices)
+            flat = [gradient.reshape(-1, gradient.shape[-1]).to(dropped.dtype) for gradient in gradients]
+            for_low = low_gradient(flat, factors)
+            for_matrices = matrix_gradients(flat, for_low, dropped, low, ctx.layers, matrices)
             for_x = None
             if ctx.needs_input_grad[0]:
-                for_x = input_gradient(flat, for_low, ctx.layers, matrices, mask, ctx.dropout)
+                for_x = input_gradient(flat, for_low, ctx.layers, factors, mask, ctx.dropout)
                 for_x = for_x.view(*gradients[0].shape[:-1], -1).to(ctx.x_type)
         return for_x, None, None, None, *for_matrices
 
@@ -66,76 +97,95 @@ class FusedLora(torch.autograd.Function):
 class FusedMlp(torch.autograd.Function):
     """down(silu(gate(x)) * up(x)) with LoRA on all three. Shazeer 2020, arXiv:2002.05202 (SwiGLU).
 
-    Kept are x, the two branches and what is R wide; the activation and the product are made again.
+    `factors` are those of gate and up, and those of down. Kept are x, the two branches and what is R wide;
+    the activation and the product are made again.
     """
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, x: torch.Tensor, layers: Sequence[Layer], dtype: torch.dtype, *matrices: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        layers: Sequence[Layer],
+        factors: tuple[Factors, Factors],
+        *matrices: torch.Tensor,
     ) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            flat = x.reshape(-1, x.shape[-1]).to(dtype)
-            (gate, up), low = products(flat, flat, layers[:2], matrices[:4])
-            product = functional.silu(gate).mul_(up)
-            (output,), low_down = products(product, product, layers[2:], matrices[4:])
+            flat = x.reshape(-1, x.shape[-1]).to(factors[0].a.dtype)
+            (gate, up), low = products(flat, flat, layers[:2], factors[0])
+            product = swiglu(gate, up)
+            (output,), low_down = products(product, product, layers[2:], factors[1])
         ctx.save_for_backward(flat, gate, up, low, low_down, *matrices)
-        ctx.layers, ctx.dtype, ctx.x_type = layers, dtype, x.dtype
+        ctx.layers, ctx.factors, ctx.x_type = layers, factors, x.dtype
         return output.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
         x, gate, up, low, low_down, *matrices = ctx.saved_tensors
         branches, down = ctx.layers[:2], ctx.layers[2:]
+        of_branches, of_down = ctx.factors
         with torch.autocast(x.device.type, enabled=False):
-            flat = [gradient.reshape(-1, gradient.shape[-1]).to(ctx.dtype)]
-            activated = functional.silu(gate)
-            for_low, for_down = update_gradients(flat, activated * up, low_down, down, matrices[4:])
-            for_product = input_gradient(flat, for_low, down, matrices[4:])
-            for_up = activated.mul_(for_product)
-            for_gate = torch.ops.aten.silu_backward(for_product.mul_(up), gate)
-            for_low, for_branches = update_gradients([for_gate, for_up], x, low, branches, matrices[:4])
+            flat = [gradient.reshape(-1, gradient.shape[-1]).to(x.dtype)]
+            for_low = low_gradient(flat, of_down)
+            for_product = input_gradient(flat, for_low, down, of_down)
+            product, *both = swiglu_gradients(for_product, gate, up)
+            for_down = matrix_gradients(flat, for_low, product, low_down, down, matrices[4:])
+            del product, for_product
+            for_low = low_gradient(both, of_branches)
+            for_branches = matrix_gradients(both, for_low, x, low, branches, matrices[:4])
             for_x = None
             if ctx.needs_input_grad[0]:
-                for_x = input_gradient([for_gate, for_up], for_low, branches, matrices[:4])
+                for_x = input_gradient(both, for_low, branches, of_branches)
                 for_x = for_x.view(*gradient.shape[:-1], -1).to(ctx.x_type)
         return for_x, None, None, *for_branches, *for_down
 
 
 def products(
-    x: torch.Tensor, dropped: torch.Tensor, layers: Sequence[Layer], matrices: Tensors
+    x: torch.Tensor, dropped: torch.Tensor, layers: Sequence[Layer], factors: Factors
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The layers' outputs (T x O each) for x (T x I), and x A^T of all of them side by side (T x R
+    """The layers' outputs (T x O each) for x (T x I), and s x A^T of all of them side by side (T x R
     summed)."""
-    low = dropped @ torch.cat(tuple(matrices[::2])).to(x.dtype).T
+    low = dropped @ factors.a.T
     outputs = []
-    for layer, b, own in zip(layers, matrices[1::2], _split(low, matrices), strict=True):
+    for layer, b, own in zip(layers, factors.b, factors.split(low), strict=True):
         bias = None if layer.base.bias is None else layer.base.bias.to(x.dtype)
         output = functional.linear(x, base_weight(layer.base, x.dtype), bias)
-        outputs.append(output.addmm_(own, b.to(x.dtype).T, alpha=layer.scaling))
+        outputs.append(output.addmm_(own, b.T))
     return outputs, low
 
 
-def update_gradients(
-    gradients: Tensors, dropped: torch.Tensor, low: torch.Tensor, layers: Sequence[Layer], matrices: Tensors
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """From the outputs' gradients (T x O each): that of x A^T (T x R summed), and those of A and B of each
-    layer in turn."""
-    for_low, for_b = torch.empty_like(low), []
-    parts = zip(
-        gradients, layers, matrices[1::2], _split(low, matrices), _split(for_low, matrices), strict=True
-    )
-    for gradient, layer, b, own, for_own in parts:
-        for_own.copy_(gradient @ b.to(gradient.dtype)).mul_(layer.scaling)
-        for_b.append((gradient.T @ own).mul_(layer.scaling).to(b.dtype))
-    for_a = (for_low.T @ dropped).to(matrices[0].dtype).split([a.shape[0] for a in matrices[::2]])
-    return for_low, [gradient for pair in zip(for_a, for_b, strict=True) for gradient in pair]
+def low_gradient(gradients: Tensors, factors: Factors) -> torch.Tensor:
+    """That of s x A^T (T x R summed) from the outputs' (T x O each)."""
+    for_low = gradients[0].new_empty(len(gradients[0]), len(factors.a))
+    for gradient, b, own in zip(gradients, factors.b, factors.split(for_low), strict=True):
+        torch.mm(gradient, b, out=own)
+    return for_low
+
+
+def matrix_gradients(
+    gradients: Tensors,
+    for_low: torch.Tensor,
+    dropped: torch.Tensor,
+    low: torch.Tensor,
+    layers: Sequence[Layer],
+    matrices: Tensors,
+) -> list[torch.Tensor]:
+    """Those of A and B of each layer in turn, from the outputs' (T x O each)."""
+    ranks = [a.shape[0] for a in matrices[::2]]
+    for_a = _product(for_low.T, dropped, matrices[0].dtype).split(ranks)
+    found = []
+    parts = zip(gradients, layers, matrices[1::2], for_a, low.split(ranks, dim=1), strict=True)
+    for gradient, layer, b, own_a, own in parts:
+        if layer.scaling != 1:
+            own_a.mul_(layer.scaling)
+        found += [own_a, _product(gradient.T, own, b.dtype)]
+    return found
 
 
 def input_gradient(
     gradients: Tensors,
     for_low: torch.Tensor,
     layers: Sequence[Layer],
-    matrices: Tensors,
+    factors: Factors,
     mask: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
@@ -144,15 +194,16 @@ def input_gradient(
     for_x = gradients[0] @ base_weight(layers[0].base, dtype)
     for gradient, layer in zip(gradients[1:], layers[1:], strict=True):
         for_x.addmm_(gradient, base_weight(layer.base, dtype))
-    a = torch.cat(tuple(matrices[::2])).to(dtype)
     if mask is None:
-        return for_x.addmm_(for_low, a)
-    return for_x.add_((for_low @ a).mul_(mask).div_(1 - dropout))
+        return for_x.addmm_(for_low, factors.a)
+    return for_x.add_((for_low @ factors.a).mul_(mask).div_(1 - dropout))
 
 
-def _split(low: torch.Tensor, matrices: Tensors) -> tuple[torch.Tensor, ...]:
-    """Each layer's columns (T x R) of what stands side by side."""
-    return low.split([a.shape[0] for a in matrices[::2]], dim=1)
+def _product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """a b in `dtype`. On a GPU a sum in float32 is stored as it is, not rounded first."""
+    if a.device.type == "cuda" and a.dtype != dtype == torch.float32:
+        return torch.mm(a, b, out_dtype=dtype)
+    return (a @ b).to(dtype)
 
 
 def base_weight(base: nn.Linear, dtype: torch.dtype) -> torch.Tensor:

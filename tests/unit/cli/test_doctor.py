@@ -89,10 +89,10 @@ def test_a_gpu_is_described_with_what_computes_on_it(monkeypatch: pytest.MonkeyP
 
 
 def test_kernels_are_named() -> None:
-    """What computes attention and loss is among what will be used."""
+    """What computes attention, norms and losses is among what will be used."""
     found = {fact.name: fact.value for fact in machine.use()}
     assert found["attention"] == "per_document"
-    assert found["loss"].startswith("the toolkit's own")
+    assert found["fused kernels"] == "none"
 
 
 def test_a_gpu_that_torch_can_not_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

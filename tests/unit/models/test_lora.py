@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from finetune.models.kernels.install import install_fast_path
-from finetune.models.kernels.lora import FusedLora, FusedMlp, Layer
+from finetune.models.kernels.lora import FusedLora, FusedMlp, Layer, factors_of
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 
@@ -84,13 +84,16 @@ def test_layers_of_one_input_and_the_mlp_have_exact_gradients() -> None:
     layers, *pairs = zip(*(part(6, width) for width in (4, 2, 2)), strict=True)
     matrices = [matrix for pair in zip(*pairs, strict=True) for matrix in pair]
     assert torch.autograd.gradcheck(
-        lambda x, *m: FusedLora.apply(x, layers, 0.0, torch.float64, *m), (x, *matrices)
+        lambda x, *m: FusedLora.apply(x, layers, 0.0, factors_of(layers, m, x.dtype), *m), (x, *matrices)
     )
 
     layers, *pairs = zip(part(6, 5), part(6, 5), part(5, 6), strict=True)
     matrices = [matrix for pair in zip(*pairs, strict=True) for matrix in pair]
     assert torch.autograd.gradcheck(
-        lambda x, *m: FusedMlp.apply(x, layers, torch.float64, *m), (x, *matrices)
+        lambda x, *m: FusedMlp.apply(
+            x, layers, (factors_of(layers[:2], m[:4], x.dtype), factors_of(layers[2:], m[4:], x.dtype)), *m
+        ),
+        (x, *matrices),
     )
 
 
@@ -145,13 +148,14 @@ def test_dropout_falls_on_the_update_alone(tiny_base: Path) -> None:
         torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 6), (4, 6), (5, 4))
     )
 
-    def function(*inputs: torch.Tensor) -> torch.Tensor:
+    def function(*inputs: torch.Tensor, dropout: float = 0.3) -> torch.Tensor:
         torch.manual_seed(1)
         x, a, b = inputs
-        return FusedLora.apply(x, (Layer(base, 0.5),), 0.3, torch.float64, a, b)[0]
+        layers = (Layer(base, 0.5),)
+        return FusedLora.apply(x, layers, dropout, factors_of(layers, (a, b), x.dtype), a, b)[0]
 
     assert torch.autograd.gradcheck(function, (x, a, b))
-    undropped = FusedLora.apply(x, (Layer(base, 0.5),), 0.0, torch.float64, a, b)[0]
+    undropped = function(x, a, b, dropout=0.0)
     assert torch.allclose(undropped, base(x) + 0.5 * x @ a.T @ b.T)
     update = function(x, a, b) - base(x)
     assert not torch.allclose(update, undropped - base(x))

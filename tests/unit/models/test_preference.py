@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from data_prep.table.documents import Document
-from finetune.models import loss as loss_module
+from finetune.models import sizes
 from finetune.models.batch import packed_batch, padded_batch, shared_batch
 from finetune.models.kernels.attention import PER_DOCUMENT
 from finetune.models.preference import log_odds
@@ -186,7 +186,7 @@ def test_loss_and_gradients_are_the_papers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In fp64 to 1e-12, padded and packed, with logits in chunks."""
-    monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", 8)
+    monkeypatch.setattr(sizes, "CHUNK_POSITIONS", 8)
     section, formula = CASES[case]
     ours, theirs = wide(), wide()
     objective(make_recipe, section).install(ours)

@@ -1,0 +1,73 @@
+"""A and B of LoRA layers as they are multiplied with: in the arithmetic's type, those of one input together.
+
+On a GPU they are made for all layers at once, in a few kernels each time that the model is called, and not
+layer by layer; the backward pass, and layers that are computed again in it, take the same.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from finetune.models.kernels.lora import Factors, Layer, Tensors, factors_of
+
+
+class Made(NamedTuple):
+    """What was made of the matrices of layers with one input."""
+
+    layers: Sequence[Layer]
+    matrices: Tensors
+    versions: list[int]
+    factors: Factors
+
+
+class FactorsOfModel:
+    """Remembers what it made until the model is called again, or the weights have changed."""
+
+    def __init__(self, model: nn.Module | None):
+        """`model` is what runs before any of its layers; None where A and B are whole in their layer's own
+        call alone, so that nothing is remembered."""
+        self._made: dict[tuple[int, int, torch.dtype], Made] = {}
+        self._remembers = model is not None
+        if model is not None:
+            model.register_forward_pre_hook(self._make_again)
+
+    def of(self, layers: Sequence[Layer], matrices: Tensors, dtype: torch.dtype) -> Factors:
+        """`matrices` are A and B of each layer in turn."""
+        if not self._remembers or matrices[0].device.type != "cuda" or torch.is_inference_mode_enabled():
+            return factors_of(layers, matrices, dtype)
+        key = id(layers[0].base), len(layers), dtype
+        made = self._made.get(key)
+        if made is None or not _is_of(made, matrices):
+            factors = factors_of(layers, matrices, dtype)
+            if any(factor is matrix for factor in (factors.a, *factors.b) for matrix in matrices):
+                return factors  # nothing is to be made
+            made = Made(layers, matrices, _versions(matrices), factors)
+            self._made[key] = made
+        return made.factors
+
+    @torch.no_grad()
+    def _make_again(self, *_: Any) -> None:
+        """Optimizers that write past torch's count of versions are why this isn't left to `of`."""
+        if torch.is_inference_mode_enabled() or not self._made:
+            self._made.clear()
+            return
+        all_made = self._made.values()
+        a = [matrix for made in all_made for matrix in made.matrices[::2]]
+        b = [matrix for made in all_made for matrix in made.matrices[1::2]]
+        scalings = [layer.scaling for made in all_made for layer in made.layers]
+        targets = [target for made in all_made for target in made.factors.split_a()]
+        targets += [target for made in all_made for target in made.factors.b]
+        torch._foreach_copy_(targets, [*torch._foreach_mul(a, scalings), *b])
+        for made in all_made:
+            made.versions[:] = _versions(made.matrices)
+
+
+def _is_of(made: Made, matrices: Tensors) -> bool:
+    same = all(one is other for one, other in zip(matrices, made.matrices, strict=True))
+    return same and _versions(matrices) == made.versions
+
+
+def _versions(matrices: Tensors) -> list[int]:
+    return [matrix._version for matrix in matrices]
