@@ -119,6 +119,26 @@ def test_processes_round_weights_in_bf16_alike(train: Train) -> None:
         assert "can't be used with train.weights_dtype: bf16" in refused.stderr
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("engine", "optimizer"),
+    [
+        ("fsdp2", "adagrad"),
+        ("fsdp2", "rmsprop"),
+        ("fsdp2", "adam"),
+        ("zero2", "lion"),
+        ("zero2", "adamw_8bit"),
+    ],
+)
+def test_an_optimizer_that_is_not_refused_computes_with_shares(
+    train: Train, engine: str, optimizer: str
+) -> None:
+    """Its losses are one process's."""
+    sections = {"train": {"optimizer": optimizer, "max_steps": 3}}
+    alone, shared = train(**sections), train("--launch", engine, "--processes", "2", **sections)
+    assert shared.losses() == pytest.approx(alone.losses(), rel=1e-4)
+
+
 WEIGH = """
 import torch
 from torch import distributed
