@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from finetune.models.kernels.lora import Layer, LoraFactors, Tensors, factors_of
+from finetune.models.kernels.lora import Layer, ReadyFactors, Tensors, factors_of
 
 
 class Made(NamedTuple):
@@ -19,7 +19,7 @@ class Made(NamedTuple):
     layers: Sequence[Layer]
     matrices: Tensors
     versions: list[int]
-    factors: LoraFactors
+    factors: ReadyFactors
 
 
 class FactorsOfModel:
@@ -33,7 +33,7 @@ class FactorsOfModel:
         if model is not None:
             model.register_forward_pre_hook(self._make_again)
 
-    def of(self, layers: Sequence[Layer], matrices: Tensors, dtype: torch.dtype) -> LoraFactors:
+    def of(self, layers: Sequence[Layer], matrices: Tensors, dtype: torch.dtype) -> ReadyFactors:
         """`matrices` are A and B of each layer in turn."""
         if not self._remembers or matrices[0].device.type != "cuda" or torch.is_inference_mode_enabled():
             return factors_of(layers, matrices, dtype)

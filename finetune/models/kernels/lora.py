@@ -27,7 +27,7 @@ class Layer(NamedTuple):
     scaling: float
 
 
-class LoraFactors(NamedTuple):
+class ReadyFactors(NamedTuple):
     """A and B of layers that have one input, as they are multiplied with."""
 
     a: torch.Tensor
@@ -45,13 +45,13 @@ class LoraFactors(NamedTuple):
 
 
 @torch.no_grad()
-def factors_of(layers: Sequence[Layer], matrices: Tensors, dtype: torch.dtype) -> LoraFactors:
+def factors_of(layers: Sequence[Layer], matrices: Tensors, dtype: torch.dtype) -> ReadyFactors:
     """`matrices` are A and B of each layer in turn."""
     scaled = [
         a if layer.scaling == 1 else a * layer.scaling for layer, a in zip(layers, matrices[::2], strict=True)
     ]
     a = scaled[0] if len(scaled) == 1 else torch.cat(scaled)
-    return LoraFactors(a.to(dtype), tuple(b.to(dtype) for b in matrices[1::2]))
+    return ReadyFactors(a.to(dtype), tuple(b.to(dtype) for b in matrices[1::2]))
 
 
 class FusedLora(torch.autograd.Function):
@@ -68,7 +68,7 @@ class FusedLora(torch.autograd.Function):
         x: torch.Tensor,
         layers: Sequence[Layer],
         dropout: float,
-        factors: LoraFactors,
+        factors: ReadyFactors,
         *matrices: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         with torch.autocast(x.device.type, enabled=False):
@@ -82,7 +82,7 @@ class FusedLora(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
         dropped, low, mask, *matrices = ctx.saved_tensors
-        factors: LoraFactors = ctx.factors
+        factors: ReadyFactors = ctx.factors
         with torch.autocast(dropped.device.type, enabled=False):
             flat = [gradient.reshape(-1, gradient.shape[-1]).to(dropped.dtype) for gradient in gradients]
             for_low = low_gradient(flat, factors)
@@ -106,7 +106,7 @@ class FusedMlp(torch.autograd.Function):
         ctx: Any,
         x: torch.Tensor,
         layers: Sequence[Layer],
-        factors: tuple[LoraFactors, LoraFactors],
+        factors: tuple[ReadyFactors, ReadyFactors],
         *matrices: torch.Tensor,
     ) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -140,7 +140,7 @@ class FusedMlp(torch.autograd.Function):
 
 
 def products(
-    x: torch.Tensor, dropped: torch.Tensor, layers: Sequence[Layer], factors: LoraFactors
+    x: torch.Tensor, dropped: torch.Tensor, layers: Sequence[Layer], factors: ReadyFactors
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The layers' outputs (T x O each) for x (T x I), and s x A^T of all of them side by side (T x R
     summed)."""
@@ -153,7 +153,7 @@ def products(
     return outputs, low
 
 
-def low_gradient(gradients: Tensors, factors: LoraFactors) -> torch.Tensor:
+def low_gradient(gradients: Tensors, factors: ReadyFactors) -> torch.Tensor:
     """That of s x A^T (T x R summed) from the outputs' (T x O each)."""
     for_low = gradients[0].new_empty(len(gradients[0]), len(factors.a))
     for gradient, b, own in zip(gradients, factors.b, factors.split(for_low), strict=True):
@@ -185,7 +185,7 @@ def input_gradient(
     gradients: Tensors,
     for_low: torch.Tensor,
     layers: Sequence[Layer],
-    factors: LoraFactors,
+    factors: ReadyFactors,
     mask: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
