@@ -7,7 +7,7 @@ gate, up) multiply it with all their A at once, and what is kept for the backwar
 As in Unsloth, a gated MLP keeps no more than its two branches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -66,39 +66,106 @@ class FusedLora(torch.autograd.Function):
 class FusedMlp(torch.autograd.Function):
     """down(silu(gate(x)) * up(x)) with LoRA on all three. Shazeer 2020, arXiv:2002.05202 (SwiGLU).
 
-    Kept are x, the two branches and what is R wide; the activation and the product are made again.
+    Kept are x, the two branches and what is R wide; the activation and the product are made again. What is
+    given is Mlp's handle.
     """
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, x: torch.Tensor, layers: Sequence[Layer], dtype: torch.dtype, *matrices: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        layers: Sequence[Layer],
+        dtype: torch.dtype,
+        mlp: "Mlp",
+        *matrices: torch.Tensor,
     ) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
             flat = x.reshape(-1, x.shape[-1]).to(dtype)
             (gate, up), low = products(flat, flat, layers[:2], matrices[:4])
             product = functional.silu(gate).mul_(up)
-            (output,), low_down = products(product, product, layers[2:], matrices[4:])
+            low_down = low_of(product, matrices[4:])
+        mlp.parts.append((product, low_down))
         ctx.save_for_backward(flat, gate, up, low, low_down, *matrices)
         ctx.layers, ctx.dtype, ctx.x_type = layers, dtype, x.dtype
-        return output.view(*x.shape[:-1], -1)
+        return mlp.handle(x, dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
         x, gate, up, low, low_down, *matrices = ctx.saved_tensors
-        branches, down = ctx.layers[:2], ctx.layers[2:]
         with torch.autocast(x.device.type, enabled=False):
-            flat = [gradient.reshape(-1, gradient.shape[-1]).to(ctx.dtype)]
-            activated = functional.silu(gate)
-            for_low, for_down = update_gradients(flat, activated * up, low_down, down, matrices[4:])
-            for_product = input_gradient(flat, for_low, down, matrices[4:])
-            for_up = activated.mul_(for_product)
-            for_gate = torch.ops.aten.silu_backward(for_product.mul_(up), gate)
-            for_low, for_branches = update_gradients([for_gate, for_up], x, low, branches, matrices[:4])
-            for_x = None
-            if ctx.needs_input_grad[0]:
-                for_x = input_gradient([for_gate, for_up], for_low, branches, matrices[:4])
+            flat = gradient.reshape(-1, gradient.shape[-1]).to(ctx.dtype)
+            for_x, for_matrices = mlp_gradients(
+                flat, x, (gate, up), low, low_down, ctx.layers, matrices, ctx.needs_input_grad[0]
+            )
+            if for_x is not None:
                 for_x = for_x.view(*gradient.shape[:-1], -1).to(ctx.x_type)
-        return for_x, None, None, *for_branches, *for_down
+        return for_x, None, None, None, *for_matrices
+
+
+class Mlp:
+    """One call of a gated MLP, in two steps of autograd: the first keeps all that the backward pass needs and
+    computes all gradients, the second (MlpOutput) makes the result and keeps nothing.
+
+    So a layer's recomputation, which ends where nothing more is kept, ends before down_proj's product, whose
+    result only the forward pass needs.
+    """
+
+    def __init__(self, layers: Sequence[Layer], dtype: torch.dtype, matrices: Tensors):
+        self.layers, self.dtype, self.matrices = layers, dtype, matrices
+        self.parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """silu(gate) * up (T x F) and its product with down_proj's A (T x R), once they are made."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The output for x (... x D)."""
+        handle = FusedMlp.apply(x, self.layers, self.dtype, self, *self.matrices)
+        output: torch.Tensor = MlpOutput.apply(handle, self.output)
+        return output
+
+    def handle(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Of the output's shape and type, one zero in memory: through it the output's gradient goes back."""
+        return x.new_zeros((), dtype=dtype).expand(*x.shape[:-1], self.layers[2].base.out_features)
+
+    def output(self) -> torch.Tensor:
+        """down_proj of what the first step made (T x D)."""
+        product, low = self.parts.pop()
+        (output,) = outputs_of(product, low, self.layers[2:], self.matrices[4:])
+        return output
+
+
+class MlpOutput(torch.autograd.Function):
+    """The second step of an MLP: `make` gives the result, and the handle gets its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, handle: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:  # noqa: D102
+        with torch.autocast(handle.device.type, enabled=False):
+            return make().view(handle.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: D102
+        return gradient, None
+
+
+def mlp_gradients(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    branches: tuple[torch.Tensor, torch.Tensor],
+    low: torch.Tensor,
+    low_down: torch.Tensor,
+    layers: Sequence[Layer],
+    matrices: Tensors,
+    x_needs_one: bool,
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    """From the gradient of a gated MLP's output (T x D), with gate(x) and up(x) (T x F): that of x (T x D),
+    and those of A and B of gate, up and down in turn."""
+    gate, up = branches
+    activated = functional.silu(gate)
+    for_low, for_down = update_gradients([gradient], activated * up, low_down, layers[2:], matrices[4:])
+    for_product = input_gradient([gradient], for_low, layers[2:], matrices[4:])
+    for_up = activated.mul_(for_product)
+    for_gate = torch.ops.aten.silu_backward(for_product.mul_(up), gate)
+    for_low, for_branches = update_gradients([for_gate, for_up], x, low, layers[:2], matrices[:4])
+    for_x = input_gradient([for_gate, for_up], for_low, layers[:2], matrices[:4]) if x_needs_one else None
+    return for_x, [*for_branches, *for_down]
 
 
 def products(
@@ -106,13 +173,25 @@ def products(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The layers' outputs (T x O each) for x (T x I), and x A^T of all of them side by side (T x R
     summed)."""
-    low = dropped @ torch.cat(tuple(matrices[::2])).to(x.dtype).T
+    low = low_of(dropped, matrices)
+    return outputs_of(x, low, layers, matrices), low
+
+
+def low_of(x: torch.Tensor, matrices: Tensors) -> torch.Tensor:
+    """x A^T of all the layers side by side (T x R summed)."""
+    return x @ torch.cat(tuple(matrices[::2])).to(x.dtype).T
+
+
+def outputs_of(
+    x: torch.Tensor, low: torch.Tensor, layers: Sequence[Layer], matrices: Tensors
+) -> list[torch.Tensor]:
+    """The layers' outputs (T x O each) for x (T x I) and what low_of gives."""
     outputs = []
     for layer, b, own in zip(layers, matrices[1::2], _split(low, matrices), strict=True):
         bias = None if layer.base.bias is None else layer.base.bias.to(x.dtype)
         output = functional.linear(x, base_weight(layer.base, x.dtype), bias)
         outputs.append(output.addmm_(own, b.to(x.dtype).T, alpha=layer.scaling))
-    return outputs, low
+    return outputs
 
 
 def update_gradients(

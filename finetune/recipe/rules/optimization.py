@@ -9,6 +9,8 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.every import NEVER, epochs_of
 from finetune.recipe.schema.optimizers import OPTIMIZERS, known_optimizer
 
+GATED_MLP = frozenset({"gate_proj", "up_proj", "down_proj"})
+
 
 def _length(recipe: Recipe, given: Given) -> RuleProblem:
     if recipe.train.epochs is not None and recipe.train.max_steps is not None:
@@ -142,9 +144,35 @@ def _intervals(recipe: Recipe, given: Given) -> RuleProblem:
 
 
 def _checkpointing(recipe: Recipe, given: Given) -> RuleProblem:
-    path = "train.activation_checkpointing_every_layers"
-    if asked(recipe, given, path) and not recipe.train.activation_checkpointing:
-        yield path, "needs train.activation_checkpointing: true; without it no layer is recomputed"
+    for knob in ("every_layers", "keep_attention"):
+        path = f"train.activation_checkpointing_{knob}"
+        if asked(recipe, given, path) and not recipe.train.activation_checkpointing:
+            yield path, "needs train.activation_checkpointing: true; without it no layer is recomputed"
+    if recipe.train.activation_offloading and not recipe.train.activation_checkpointing:
+        yield (
+            "train.activation_offloading",
+            "needs train.activation_checkpointing: true; what waits on the host is what goes into recomputed "
+            "layers",
+        )
+
+
+def _tiles(recipe: Recipe, given: Given) -> RuleProblem:
+    """Tiles are for MLPs that are computed by the toolkit's own kernels."""
+    adapter = recipe.adapter
+    if recipe.train.mlp_tile_tokens is None:
+        return
+    every = adapter.target_modules == "all-linear"
+    absent = [] if every else sorted(GATED_MLP - set(map(last_part, adapter.target_modules)))
+    needs = {
+        "adapter.method lora or qlora (it is full)": adapter.method == "full",
+        "adapter.dropout: 0.0": adapter.method != "full" and adapter.dropout > 0,
+        "adapter.use_dora: false": adapter.use_dora,
+        f"{' and '.join(absent)} in adapter.target_modules": adapter.method != "full" and bool(absent),
+        "no adapter.layers: every layer's MLP with LoRA": adapter.layers is not None,
+    }
+    missing = [what for what, lacks in needs.items() if lacks]
+    if missing:
+        yield "train.mlp_tile_tokens", f"needs {'; and '.join(missing)}. Change that, or remove this"
 
 
 RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
@@ -156,4 +184,5 @@ RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _weights_dtype,
     _intervals,
     _checkpointing,
+    _tiles,
 )

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from finetune.models.kernels.install import install_fast_path
-from finetune.models.kernels.lora import FusedLora, FusedMlp, Layer
+from finetune.models.kernels.lora import FusedLora, Layer, Mlp
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 
@@ -89,9 +89,7 @@ def test_layers_of_one_input_and_the_mlp_have_exact_gradients() -> None:
 
     layers, *pairs = zip(part(6, 5), part(6, 5), part(5, 6), strict=True)
     matrices = [matrix for pair in zip(*pairs, strict=True) for matrix in pair]
-    assert torch.autograd.gradcheck(
-        lambda x, *m: FusedMlp.apply(x, layers, torch.float64, *m), (x, *matrices)
-    )
+    assert torch.autograd.gradcheck(lambda x, *m: Mlp(layers, torch.float64, m)(x), (x, *matrices))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
