@@ -12,9 +12,7 @@ from typing import Any
 import torch
 
 from finetune.errors import ModelError
-
-IN_FLIGHT = 2
-"""How many inputs are on the device at a time: as they leave, and as they come back."""
+from finetune.models.sizes import INPUTS_ON_DEVICE
 
 
 class HostMemory:
@@ -43,7 +41,7 @@ class HostMemory:
         taken = Input(self, tensor, self.last)
         self.last = weakref.ref(taken)
         self.leaving.append(taken)
-        if len(self.leaving) > IN_FLIGHT:
+        if len(self.leaving) > INPUTS_ON_DEVICE:
             self.leaving.popleft().leave()
         return taken
 

@@ -1,7 +1,7 @@
 """Rules for optimizer steps: how many, how large, by which optimizer and learning rates. Each is a small
 function; RULES lists them. No file is looked at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from finetune.models.architectures.base import VOCABULARY, last_part
 from finetune.recipe.given import Given, RuleProblem, asked, near
@@ -157,22 +157,35 @@ def _checkpointing(recipe: Recipe, given: Given) -> RuleProblem:
 
 
 def _tiles(recipe: Recipe, given: Given) -> RuleProblem:
-    """Tiles are for MLPs that are computed by the toolkit's own kernels."""
     adapter = recipe.adapter
     if recipe.train.mlp_tile_tokens is None:
         return
-    every = adapter.target_modules == "all-linear"
-    absent = [] if every else sorted(GATED_MLP - set(map(last_part, adapter.target_modules)))
-    needs = {
-        "adapter.method lora or qlora (it is full)": adapter.method == "full",
-        "adapter.dropout: 0.0": adapter.method != "full" and adapter.dropout > 0,
-        "adapter.use_dora: false": adapter.use_dora,
-        f"{' and '.join(absent)} in adapter.target_modules": adapter.method != "full" and bool(absent),
-        "no adapter.layers: every layer's MLP with LoRA": adapter.layers is not None,
-    }
-    missing = [what for what, lacks in needs.items() if lacks]
+    missing = tiles_need(
+        method=adapter.method,
+        dropout=adapter.dropout,
+        use_dora=adapter.use_dora,
+        target_modules=adapter.target_modules,
+        layers=adapter.layers,
+    )
     if missing:
         yield "train.mlp_tile_tokens", f"needs {'; and '.join(missing)}. Change that, or remove this"
+
+
+def tiles_need(
+    *, method: str, dropout: float, use_dora: bool, target_modules: str | Sequence[str], layers: object
+) -> list[str]:
+    """What an adapter lacks for MLPs in tiles, which the toolkit's own kernels compute, with LoRA on each."""
+    if method == "full":
+        return ["adapter.method lora or qlora (it is full)"]
+    named = GATED_MLP if isinstance(target_modules, str) else set(map(last_part, target_modules))
+    absent = sorted(GATED_MLP - named)
+    needs = {
+        "adapter.dropout: 0.0": dropout > 0,
+        "adapter.use_dora: false": use_dora,
+        f"{' and '.join(absent)} in adapter.target_modules": bool(absent),
+        "no adapter.layers: LoRA on every layer's MLP": layers is not None,
+    }
+    return [what for what, lacks in needs.items() if lacks]
 
 
 RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (

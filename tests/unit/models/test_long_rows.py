@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 from finetune.errors import ModelError
 from finetune.models.kernels.attention import PER_DOCUMENT
 from finetune.models.kernels.install import install_fast_path
-from finetune.models.offloading import IN_FLIGHT, Input
+from finetune.models.offloading import Input
 from finetune.models.recomputation import recompute_activations
+from finetune.models.sizes import INPUTS_ON_DEVICE
 from tests.support.models import save_tiny_llama
 
 LAYERS, TOKENS, WIDTH, INNER = 5, 40, 64, 96
@@ -157,7 +158,7 @@ def test_few_inputs_are_on_the_device_at_a_time(deep_base: Path) -> None:
     loss = model(input_ids=torch.arange(3, 3 + TOKENS).view(1, TOKENS)).logits.sum()
     taken = inputs()
     assert len(taken) == LAYERS
-    assert sum(one.on_device is not None for one in taken) == IN_FLIGHT
+    assert sum(one.on_device is not None for one in taken) == INPUTS_ON_DEVICE
     memory = taken[0].memory
     assert not memory.free
     del taken
