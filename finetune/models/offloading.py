@@ -4,6 +4,7 @@ On a GPU a second stream copies into pinned memory, and back while the layer aft
 a layer's input take less time than the layer. On the CPU the same steps copy from memory to memory.
 """
 
+import mmap
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -51,7 +52,9 @@ class HostMemory:
             self.free.sort(key=lambda buffer: buffer.nbytes)
             found = self.free.pop()
             if found.nbytes >= size:
-                return found  # else one that is large enough takes its place
+                return found
+            if self.stream is not None:  # one that is large enough takes its place, once nothing reads it
+                self.stream.synchronize()
         return pinned_memory(size) if pinned else torch.empty(size, dtype=torch.uint8)
 
 
@@ -119,9 +122,11 @@ def pinned_memory(size: int) -> torch.Tensor:
     """
     runtime: Any = torch.cuda.cudart()
     try:
-        memory = torch.empty(size, dtype=torch.uint8)
+        # Pages of its own: a page that is registered once can't be registered again with what lies beside.
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = torch.frombuffer(pages, dtype=torch.uint8)
         torch.cuda.check_error(runtime.cudaHostRegister(memory.data_ptr(), size, 0))
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise ModelError(
             f"train.activation_offloading: {size / 1e9:.2f} GB more of the host's memory, for the input of a "
             f"layer, could not be had ({' '.join(str(error).split())}). Shorten the rows, or set it to false."

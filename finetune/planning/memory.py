@@ -212,10 +212,11 @@ def host_bytes(job: Job) -> float:
 
 
 def passing(job: Job) -> float:
-    """The most that a layer's backward pass makes for a moment, beside what was kept: the layer itself, where
-    it is made again, and more. Of the MLP, three tensors as wide as its inner activations, and the branches of
-    a tile where it has tiles; of a norm, three in float32. Two gradients of what goes through the layers are
-    there all the while.
+    """The most that a layer's backward pass makes for a moment, beside what was kept.
+
+    The layer itself, where it is made again; of the MLP three tensors as wide as its inner activations, and
+    where it has tiles, a tile's branches; of a norm three in float32. Two gradients of what goes through the
+    layers are there all the while.
     """
     shape, c = job.shape, job.number_bytes
     tile = min(job.mlp_tile, job.tokens)
