@@ -100,6 +100,15 @@ CASES = (
     Case("micro-batches of 4", ("train.micro_batch_size=4",)),
     Case("unpacked", (*WHOLE_EPOCH, "data.pack_length_tokens=null"), reference=WHOLE_EPOCH),
     Case("activations recomputed", ("train.activation_checkpointing=true",)),
+    Case(
+        "all for long rows",
+        (
+            "train.activation_checkpointing=true",
+            "train.activation_checkpointing_keep_attention=true",
+            "train.activation_offloading=true",
+            "train.mlp_tile_tokens=100",
+        ),
+    ),
     Case("no rehearsal", ("train.rehearsal=false",), tolerance=0.0),
     *(Case(f"{engine}, 2 processes", ("--launch", engine, "--processes", "2")) for engine in ENGINES),
     *(

@@ -15,7 +15,8 @@ packs     the same tokens in documents of the lengths that chats have
 qlora     NF4, r 32
 dpo       pairs of two answers of 512 tokens behind a prompt of 512
 peft      transformers and peft as a short script has them, beside `lora`
-lengths   QLoRA r 32 with recomputation, rows of 8,192 tokens and twice as many each time, until memory ends
+lengths   QLoRA r 32 with what long rows have (docs/training.md): 8,192 tokens, and twice as many each time,
+          until memory ends
 """
 
 import argparse
@@ -219,7 +220,7 @@ def dpo(bench: Bench) -> None:
 
 def lengths(bench: Bench) -> None:
     """Until memory or time ends."""
-    setting, length = Setting("qlora", rank=32, checkpointing=True), 2 * bench.row
+    setting, length = Setting("qlora", rank=32, long=True), 2 * bench.row
     with _model(bench, lambda: ours(bench.base, setting, bench.device)) as model:
         optimizer = optimizer_of(model)
         while length <= (LONGEST if bench.shape != "tiny" else 256) and bench.seconds_left() > 20:

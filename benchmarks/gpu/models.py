@@ -11,13 +11,15 @@ import torch
 from safetensors.torch import save_file
 
 from data_prep.table.documents import Document
+from finetune.engines.single import SINGLE
 from finetune.models.adapters.adapter import attach
 from finetune.models.bases.config import load_config
 from finetune.models.bases.locate import Base
 from finetune.models.kernels.attention import choose_attention
 from finetune.models.kernels.install import install_fast_path
-from finetune.models.load import checkpoint_activations, load_model
+from finetune.models.load import load_model
 from finetune.models.loss import install_loss, supervised_loss
+from finetune.models.recomputation import recompute_activations
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.training.batches import batch_of
 
@@ -80,6 +82,10 @@ def _by_layer(names: dict[str, torch.Tensor]) -> list[list[str]]:
     return list(parts.values())
 
 
+TILE = 4096
+"""Tokens of an MLP's tile in long rows."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """How a model is trained."""
@@ -87,7 +93,8 @@ class Setting:
     method: str = "lora"
     rank: int = 16
     dropout: float = 0.0
-    checkpointing: bool = False
+    long: bool = False
+    """Layers are recomputed, what goes into them waits on the host, and MLPs are computed in tiles."""
     precision: str = "bf16"
 
     @property
@@ -119,9 +126,9 @@ def ours(folder: Path, setting: Setting, device: torch.device, objective: Any = 
         objective.install(model)
     torch.manual_seed(0)
     adapted = attach(model, section)
-    install_fast_path(adapted)
-    if setting.checkpointing:
-        checkpoint_activations(adapted, 1)
+    install_fast_path(adapted, SINGLE, TILE if setting.long else None)
+    if setting.long:
+        recompute_activations(adapted, 1, keep_attention=False, offload=True)
     return adapted.to(device) if setting.method == "lora" else adapted
 
 

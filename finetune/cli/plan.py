@@ -8,6 +8,7 @@ from finetune.cli.common import JsonOption, OverridesArgument, out, print_json
 from finetune.cli.runs import print_table
 
 if TYPE_CHECKING:
+    from finetune.planning.longest import LongestRow
     from finetune.planning.plan import Plan
 
 
@@ -46,7 +47,7 @@ def plan(
         return
     for line in heading(found):
         out(line)
-    parts = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "overhead")
+    parts = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "passing", "overhead")
     rows = [["GB a process", *parts, "total", ""]]
     for way in found.ways:
         fits = {None: "", True: "fits", False: "does not fit"}[way.fits]
@@ -82,6 +83,11 @@ def closing(found: "Plan") -> list[str]:
             lines.append(
                 f"{found.asked} fits with      {found.change.what}: {found.change.total / 1e9:.2f} GB"
             )
+    lines += [f"longest row         {longest_words(row, found.positions)}" for row in found.longest_rows]
+    if found.host_bytes:
+        lines.append(
+            f"the host's memory   {found.host_bytes / 1e9:.2f} GB a process, pinned, for layers' inputs"
+        )
     steps = f"{load.steps:,}" if load.steps else "not known: the data are not here"
     tokens = f", {load.tokens:,} tokens" if load.tokens else ""
     lines.append(f"steps               {steps}{tokens}")
@@ -95,3 +101,13 @@ def closing(found: "Plan") -> list[str]:
     merged = f"; merged {found.merged_bytes / 1e9:,.2f} GB" if found.merged_bytes else ""
     lines.append(f"disk                checkpoints {found.checkpoint_bytes / 1e9:,.2f} GB{merged}")
     return lines
+
+
+def longest_words(row: "LongestRow", positions: int | None) -> str:
+    """How long a row may be, and what it takes."""
+    if not row.tokens:
+        words = "none fits"
+    else:
+        beyond = f" (this base has {positions:,} positions)" if positions and row.tokens > positions else ""
+        words = f"{row.tokens:,} tokens{beyond}"
+    return f"{words} {f'with {row.what}' if row.what else 'as the recipe is'}"

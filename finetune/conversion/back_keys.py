@@ -37,6 +37,7 @@ KEYS: dict[str, tuple[str, str, str]] = {
         "gradient_checkpointing",
         "gradient_checkpointing",
     ),
+    "train.activation_offloading": ("activation_offloading", "use_unsloth_gc", "activation_offloading"),
     "train.keep_checkpoints": ("save_total_limit", "save_total_limit", "save_total_limit"),
     "evaluate.batch_size": ("eval_batch_size", "per_device_eval_batch_size", "per_device_eval_batch_size"),
     "train.early_stopping.patience_evaluations": ("early_stopping_patience", "early_stopping_steps", ""),
@@ -47,6 +48,8 @@ HERE_ONLY = (
     "tracking.",
     "evaluate.",
     "train.rehearsal",
+    "train.activation_checkpointing_keep_attention",
+    "train.mlp_tile_tokens",
     "data.on_bad_row",
     "data.allow_findings",
 )

@@ -7,6 +7,7 @@ from finetune.conversion.adapter_values import embedding_rate, start
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import GivenKey, number, truth, whole
 from finetune.conversion.judged import baseline
+from finetune.conversion.long_rows import tiles
 from finetune.conversion.model_values import PRECISIONS
 from finetune.conversion.optimizer_values import betas, precision
 from finetune.conversion.preference import has_reference, together
@@ -287,6 +288,7 @@ STEPS: tuple[Callable[[Draft], None], ...] = (
     start,
     embedding_rate,
     _full,
+    tiles,
     _project,
     _steps_or_epochs,
     _streaming,

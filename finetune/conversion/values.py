@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from finetune.conversion import adapter_values as adapter
 from finetune.conversion import lacking as lack
+from finetune.conversion import long_rows
 from finetune.conversion import model_values as model
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import GivenKey, at_least_one, name_list, number, shown, truth, whole
@@ -138,14 +139,6 @@ def _max_steps(entry: GivenKey, alias: Alias, draft: Draft) -> None:
         draft.carry(entry, alias.ours, whole(entry))
 
 
-def _checkpointing(entry: GivenKey, alias: Alias, draft: Draft) -> None:
-    if isinstance(entry.value, str) and entry.value.startswith(("offload", "unsloth")):
-        draft.put(alias.ours, True, entry)
-        draft.otherwise(entry, "recomputed; nothing is offloaded", alias.ours)
-    else:
-        draft.carry(entry, alias.ours, truth(entry))
-
-
 def _seed(entry: GivenKey, alias: Alias, draft: Draft) -> None:
     if entry.value is None:
         draft.carried(entry, alias.ours, "any seed there, 0 here")
@@ -240,7 +233,8 @@ HOWS: Mapping[str, How] = {
     "schedule": _schedule,
     "clip": _clip,
     "max_steps": _max_steps,
-    "checkpointing": _checkpointing,
+    "checkpointing": long_rows.checkpointing,
+    "offloading": long_rows.offloading,
     "seed": _seed,
     "data_seed": _chosen,
     "precision": model.precision,
@@ -284,6 +278,8 @@ HOWS: Mapping[str, How] = {
         "loss_scale",
         "dataset",
         "held_out_sources",
+        "tiled_mlp",
+        "tiled_mlp_shards",
     )
 }
 """What becomes of a value, by the table's word for it."""

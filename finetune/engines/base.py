@@ -183,6 +183,11 @@ class Engine:
                 f"{self.name} share no row. Take --launch ddp or fsdp2 with several processes, or leave it "
                 "out."
             )
+        if recipe.train.mlp_tile_tokens is not None and not self.fuses_lora:
+            return (
+                "train.mlp_tile_tokens: its LoRA layers are computed by peft, where MLPs have no tiles. Take "
+                "ddp, zero2 or fsdp2, or remove it."
+            )
         if self.shards_weights and recipe.objective.names_reference:
             return (
                 "objective.reference (an adapter): each process would hold the model under it whole, and "

@@ -46,7 +46,7 @@ SECTION = FileSection("fsdp_config", "fsdp_", {
     "fsdp_cpu_ram_efficient_loading": honoured(is_flag, "true or false"),
     "fsdp_sync_module_states": honoured(is_flag, "true or false"),
     "fsdp_activation_checkpointing": honoured(is_flag, "true or false"),
-    "fsdp_activation_checkpointing_offload": refused("activations are not kept in the host's memory"),
+    "fsdp_activation_checkpointing_offload": refused("set train.activation_offloading: true in the recipe"),
     "fsdp_ignored_modules": refused("every module is sharded"),
     "fsdp_sharding_strategy": honoured(
         one_of("FULL_SHARD", "1"), "FULL_SHARD, or fsdp_reshard_after_forward"

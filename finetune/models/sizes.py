@@ -12,6 +12,10 @@ Sizes = tuple[int, ...]
 CHUNK_POSITIONS = 512
 """Supervised positions whose logits exist at once in the loss: 512 x 128,256 in fp32 are 0.26 GB."""
 
+INPUTS_ON_DEVICE = 2
+"""Layer inputs that are on the device at once where the host keeps them: as they leave, and as they come
+back."""
+
 NUMBERS = {"lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0, "ademamix": 3}
 """How many an optimizer keeps of each trained weight, by how its name begins; 2, as Adam, where it isn't
 here."""

@@ -15,7 +15,7 @@ from finetune.engines.single import SINGLE
 from finetune.models.architectures import family_of
 from finetune.models.architectures.llama import LLAMA
 from finetune.models.bases.shapes import Shape, count_parameters
-from finetune.models.sizes import CHUNK_POSITIONS, Sizes, state_bytes
+from finetune.models.sizes import CHUNK_POSITIONS, INPUTS_ON_DEVICE, Sizes, state_bytes
 from finetune.models.stored_quantization import INT8, NF4_DOUBLE
 
 NF4_BYTES = {"nf4": 0.5 + 4 / 64, NF4_DOUBLE: 0.5 + 1 / 64 + 4 / (64 * 256)}
@@ -57,6 +57,12 @@ class Job:
     dropout: bool = False
     checkpoint_every: int = 0
     """0 keeps all activations; k recomputes every k-th layer."""
+    keep_attention: bool = False
+    """Whether recomputed layers keep attention's output."""
+    offload: bool = False
+    """Whether what goes into recomputed layers waits in the host's memory."""
+    mlp_tile: int = 0
+    """Tokens of a tile of the MLPs; 0 computes whole rows."""
     optimizer: str = "adamw"
     engine: Engine = SINGLE
     processes: int = 1
@@ -89,6 +95,9 @@ class Memory:
     optimizer: float
     activations: float
     logits: float
+    passing: float
+    """What the backward pass of one layer makes and lets go of, beyond the loss's chunk of logits, which is
+    gone by then."""
     overhead: float
 
     @property
@@ -124,6 +133,7 @@ def memory_of(job: Job) -> Memory:
         optimizer=held.states,
         activations=activations(job),
         logits=logits(job),
+        passing=max(0.0, passing(job) - chunk_bytes(job)),
         overhead=OVERHEAD_BYTES[job.device]
         + (NCCL_BYTES if job.device == "gpu" and job.processes > 1 else 0.0),
     )
@@ -161,7 +171,7 @@ def linear_bytes(shape: Shape, quantization: str | None, number_bytes: int) -> f
 def activations(job: Job) -> float:
     """What the forward pass keeps for the backward pass."""
     shape, kept = job.shape, job.shape.layers - job.first_layer
-    layer = layer_bytes(job) * job.tokens + (0 if job.packed else 2 * job.tokens * job.row_tokens)
+    layer = one_layer(job)
     ends = float(job.tokens * shape.width * job.number_bytes)
     if job.method == "full" and job.number_bytes < job.trained_bytes:
         # Autocast's bf16 copies of the weights.
@@ -172,12 +182,53 @@ def activations(job: Job) -> float:
         ends += 2.0 * (4 + job.number_bytes) * largest_linear(job.shape)
     if not job.checkpoint_every:
         return kept * layer + ends
-    again = sum(index % job.checkpoint_every == 0 for index in range(job.first_layer, shape.layers))
-    stream = job.tokens * shape.width * (job.trained_bytes if job.method == "full" else job.number_bytes)
+    again = recomputed_layers(job)
+    inputs = stream_bytes(job) * (min(again, INPUTS_ON_DEVICE) if job.offload else again)
+    if job.keep_attention:
+        inputs += again * job.tokens * (shape.query_width * job.number_bytes + 4 * shape.heads)
+    return (kept - again) * layer + inputs + ends
+
+
+def one_layer(job: Job) -> float:
+    """What a layer keeps, with attention's mask where rows are padded."""
+    mask = 0 if job.packed else 2 * job.tokens * job.row_tokens
+    return layer_bytes(job) * job.tokens + mask
+
+
+def recomputed_layers(job: Job) -> int:
+    """How many layers are made again in the backward pass."""
+    if not job.checkpoint_every:
+        return 0
+    return sum(index % job.checkpoint_every == 0 for index in range(job.first_layer, job.shape.layers))
+
+
+def stream_bytes(job: Job) -> float:
+    """What goes into one layer."""
+    c = job.trained_bytes if job.method == "full" else job.number_bytes
+    return float(job.tokens * job.shape.width * c)
+
+
+def host_bytes(job: Job) -> float:
+    """What waits in the host's memory, beside all that is on the device."""
+    return recomputed_layers(job) * stream_bytes(job) if job.offload else 0.0
+
+
+def passing(job: Job) -> float:
+    """The most that a layer's backward pass makes for a moment, beside what was kept.
+
+    The layer itself, where it is made again; of the MLP three tensors as wide as its inner activations, and
+    where it has tiles, a tile's branches; of a norm three in float32. Two gradients of what goes through the
+    layers are there all the while.
+    """
+    shape, c = job.shape, job.number_bytes
+    tile = min(job.mlp_tile, job.tokens)
+    inner = shape.feed_forward_width * c * (5 * tile if job.mlp_tile else 3 * job.tokens)
+    norm = 3 * 4 * shape.width * job.tokens
+    weight = largest_linear(shape) * c if job.quantization else 0  # one, dequantised
     # The backward pass begins with the last layer: where that one is made again, it is there beside all that
     # was kept.
-    made = layer if (shape.layers - 1) % job.checkpoint_every == 0 else 0.0
-    return (kept - again) * layer + again * stream + made + ends
+    made = job.checkpoint_every > 0 and (shape.layers - 1) % job.checkpoint_every == 0
+    return max(inner, norm) + 2 * stream_bytes(job) + weight + (one_layer(job) if made else 0.0)
 
 
 def layer_bytes(job: Job) -> float:
@@ -188,7 +239,8 @@ def layer_bytes(job: Job) -> float:
     adapters; with padding k and v are widened to all heads (4 D + 4 H E + 2 F). With dropout each projection
     keeps its own input and mask, and the MLP is not fused. ZeRO-3 leaves LoRA to peft, which keeps more. All
     weights trained: see unfused. An MLP that isn't fused keeps 4 F; where q, k and v are one layer's output,
-    what positions don't rotate is kept beside what they do: H E + K E more. Norms of queries and keys keep
+    what positions don't rotate is kept beside what they do: H E + K E more. An MLP in tiles keeps its
+    input alone. Norms of queries and keys keep
     what they read, in float32 where they aren't fused, and twice where all weights train.
     """
     shape, c = job.shape, job.number_bytes
@@ -216,17 +268,25 @@ def layer_bytes(job: Job) -> float:
         masks = sum(linear.inputs for linear in layer.linear.values())
         own_inputs = masks - inner - forward
         return (2 * width + own_inputs + attention + 4 * forward + low) * c + masks + norms
+    if job.mlp_tile:
+        return (4 * width + attention + (len(layer.linear) - 3) * job.rank) * c + norms
     return (4 * width + attention + (2 if family.fused_mlps else 4) * forward + low) * c + norms
 
 
 def logits(job: Job) -> float:
     """The loss: hidden states where labels stand and their gradient, and one chunk of logits with its
     gradient."""
-    shape, chunk = job.shape, min(job.supervised, CHUNK_POSITIONS)
     if job.outputs:
-        return 2.0 * job.supervised * (shape.width + job.outputs) * 4  # the head computes in float32
-    states = 2 * job.supervised * shape.width * job.number_bytes
+        return 2.0 * job.supervised * (job.shape.width + job.outputs) * 4  # the head computes in float32
+    return 2 * job.supervised * job.shape.width * job.number_bytes + chunk_bytes(job)
+
+
+def chunk_bytes(job: Job) -> float:
+    """One chunk of logits with its gradient, which are there while the loss is computed."""
+    if job.outputs:
+        return 0.0
+    shape, chunk = job.shape, min(job.supervised, CHUNK_POSITIONS)
     family = family_of(shape.model_type)
     # What goes in and comes out of the change, and two gradients, in float32.
     changed = 12 if family is not None and family.change_logits is not None else 0
-    return states + chunk * shape.vocabulary * (job.number_bytes + 4 + changed)
+    return float(chunk * shape.vocabulary * (job.number_bytes + 4 + changed))

@@ -23,7 +23,8 @@ from finetune.models.bases.shapes import (
 )
 from finetune.models.stored_quantization import INT8, NF4_DOUBLE, check_trainable
 from finetune.planning.data import Load, load_of
-from finetune.planning.memory import USABLE, Job, Memory, memory_of
+from finetune.planning.longest import LongestRow, in_tiles, longest_rows
+from finetune.planning.memory import USABLE, Job, Memory, host_bytes, memory_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.adapter import AdapterSection
 
@@ -75,6 +76,12 @@ class Plan:
     seconds: float | None
     checkpoint_bytes: float
     merged_bytes: float | None
+    host_bytes: float
+    """Of layer inputs in the host's memory, for each process."""
+    longest_rows: list[LongestRow]
+    """Of the asked way; empty where no GPU's memory was given."""
+    positions: int | None
+    """That the base has."""
 
     @property
     def fastest(self) -> Way | None:
@@ -122,7 +129,7 @@ def plan(
             f"{', '.join(allowed)}."
         )
     ways = [
-        _way(replace(job, engine=way, checkpoint_every=every), gpu_memory)
+        _way(replace(job, engine=way, checkpoint_every=every, offload=job.offload and every > 0), gpu_memory)
         for way in allowed.values()
         for every in (0, job.checkpoint_every or 1)
     ]
@@ -146,6 +153,9 @@ def plan(
         seconds=load.tokens / tokens_per_second if load.tokens and tokens_per_second else None,
         checkpoint_bytes=states * (recipe.train.keep_checkpoints + 1),
         merged_bytes=None if recipe.adapter.method == "full" else 2.0 * count_parameters(shape),
+        host_bytes=host_bytes(ours),
+        longest_rows=[] if gpu_memory is None else longest_rows(ours, gpu_memory),
+        positions=config.get("max_position_embeddings"),
     )
 
 
@@ -187,6 +197,9 @@ def job_of(
         packed=recipe.data.pack_length_tokens is not None,
         dropout=adapter.dropout > 0,
         checkpoint_every=train.activation_checkpointing_every_layers if train.activation_checkpointing else 0,
+        keep_attention=train.activation_checkpointing_keep_attention,
+        offload=train.activation_offloading,
+        mlp_tile=train.mlp_tile_tokens or 0,
         optimizer=train.optimizer,
         engine=engine,
         processes=gpus,
@@ -247,6 +260,15 @@ def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
     if not job.checkpoint_every:
         checkpointed = replace(job, checkpoint_every=1)
         yield "train.activation_checkpointing: true", checkpointed
+    if not job.offload:
+        offloaded, knobs = (
+            replace(checkpointed, offload=True),
+            "train.activation_checkpointing and activation_offloading: true",
+        )
+        yield knobs, offloaded
+        tiled = in_tiles(offloaded)
+        if tiled is not None:
+            yield f"{knobs}, and mlp_tile_tokens: {tiled.mlp_tile}", tiled
     if job.optimizer == "adamw" and job.engine.optimizer_problem("adamw_8bit") is None:
         yield (
             "train.optimizer: adamw_8bit, and activation_checkpointing: true",

@@ -45,10 +45,11 @@ from finetune.models.bases.shapes import adapted_layers, check_weights
 from finetune.models.by_layer import empty_layers
 from finetune.models.device import Precision, choose_device, choose_precision
 from finetune.models.kernels.attention import OURS, choose_attention
-from finetune.models.kernels.install import install_fast_path
+from finetune.models.kernels.install import check_tiles, install_fast_path
 from finetune.models.kernels.sequence_parallel import refuse_unsplittable, split_rows
-from finetune.models.load import checkpoint_activations, load_around_layers, load_model, skeleton
+from finetune.models.load import load_around_layers, load_model, skeleton
 from finetune.models.quantization import is_quantized
+from finetune.models.recomputation import recompute_activations
 from finetune.models.stored_quantization import check_trainable
 from finetune.objectives import Objective, objective_of
 from finetune.recipe.heads import classifies
@@ -120,7 +121,10 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     if recipe.train.sequence_parallel_size > 1:
         refuse_unsplittable(config, recipe.train.sequence_parallel_size)
     _check_stored(recipe, base)
-    if is_pruned(base.folder, recipe.adapter, engine):
+    pruned = is_pruned(base.folder, recipe.adapter, engine)
+    if recipe.train.mlp_tile_tokens is not None:
+        check_tiles(config.model_type, pruned)
+    if pruned:
         logger.info(f"the base is pruned: its mask applies to the update ({MASK})")
     # What transformers or peft would refuse after the data are prepared is refused before.
     described = skeleton(base, rope_scaling=recipe.model.rope_scaling, head=recipe.model.head)
@@ -235,9 +239,16 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
                 original=original_weights(inputs.base.folder) if recipe.adapter.init == "loftq" else None,
                 engine=engine,
             )
-            install_fast_path(trained, engine)
+            install_fast_path(trained, engine, recipe.train.mlp_tile_tokens)
+        if recipe.train.activation_offloading and choose_device().type == "cpu":
+            logger.info("train.activation_offloading: on the CPU its copies free nothing: this is for GPUs")
         if recipe.train.activation_checkpointing:
-            checkpoint_activations(trained, recipe.train.activation_checkpointing_every_layers)
+            recompute_activations(
+                trained,
+                recipe.train.activation_checkpointing_every_layers,
+                keep_attention=recipe.train.activation_checkpointing_keep_attention,
+                offload=recipe.train.activation_offloading,
+            )
         filling = empty_layers(trained)
         if filling is not None:
             filling.fill(choose_device(), partial(engine.share_layer, precision=inputs.precision.name))

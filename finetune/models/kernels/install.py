@@ -15,28 +15,33 @@ from torch import nn
 
 from finetune.engines.base import Engine
 from finetune.engines.single import SINGLE
+from finetune.errors import ModelError
 from finetune.models.architectures import ArchitectureSpec, family_of
 from finetune.models.architectures.base import DECODER
 from finetune.models.kernels.decoder_layer import with_fused_sums
 from finetune.models.kernels.factors import FactorsOfModel
-from finetune.models.kernels.lora import FusedLora, FusedMlp, Layer, is_int8, quantisation
+from finetune.models.kernels.lora import FusedLora, Layer, is_int8, quantisation
+from finetune.models.kernels.mlp import Mlp
 from finetune.models.kernels.rms_norm import FrozenRmsNorm
 from finetune.models.kernels.rotation import fuse_rotation
 from finetune.models.kernels.swiglu import halves, two_branches, with_fused_product
+from finetune.models.kernels.tiled_mlp import TiledMlp
 from finetune.models.mask import kept_of
 
 logger = logging.getLogger(__name__)
 
 
-def install_fast_path(model: nn.Module, engine: Engine = SINGLE) -> int:
+def install_fast_path(model: nn.Module, engine: Engine = SINGLE, mlp_tile_tokens: int | None = None) -> int:
     """Let the layers of a peft model compute in fewer and leaner steps; how many LoRA layers do.
 
     Layers that are not supported (DoRA, an embedding, several adapters, weights that ZeRO-3 cuts up) keep
     peft's own forward, and one line of the log says how many and why. So does any layer for a call that isn't
     supported: adapters merged or switched off, other types than those of training. Norms, MLPs and layers of
     one input are those that the model's family declares; other families have them computed by transformers.
+
+    MLPs are computed over tiles of `mlp_tile_tokens`. Raises ModelError where not all of them can be.
     """
-    fused, kept = 0, Counter[str]()
+    fused, kept, gated_mlps = 0, Counter[str](), 0
     config: Any = model.config
     family = family_of(config.model_type)
     norms, mlps, groups = (
@@ -60,9 +65,18 @@ def install_fast_path(model: nn.Module, engine: Engine = SINGLE) -> int:
         if type(module).__name__ in mlps and _is_silu(module.act_fn):
             module.forward = types.MethodType(with_fused_product(module.forward, two_branches), module)
             if _all_fusable(module, engine, "gate_proj", "up_proj", "down_proj"):
-                module.forward = types.MethodType(_gated_mlp(module.forward, engine, factors), module)
+                module.forward = types.MethodType(
+                    _gated_mlp(module.forward, engine, factors, mlp_tile_tokens), module
+                )
+                gated_mlps += 1
         elif family and type(module).__name__ in family.packed_mlps and _is_silu(module.activation_fn):
             module.forward = types.MethodType(with_fused_product(module.forward, halves), module)
+    if mlp_tile_tokens is not None and gated_mlps < config.num_hidden_layers:
+        raise ModelError(
+            f"train.mlp_tile_tokens: {config.num_hidden_layers - gated_mlps} of this model's "
+            f"{config.num_hidden_layers} MLPs can't be computed in tiles: that is for MLPs of a known family "
+            "with a fused LoRA on gate_proj, up_proj and down_proj in every layer. Remove it."
+        )
     left = [what for what, classes in (("norms", norms), ("MLPs", mlps)) if not classes]
     left += _fuse_layers(model, family, engine) if family else []
     if left:
@@ -90,6 +104,14 @@ def _fuse_layers(model: nn.Module, family: ArchitectureSpec, engine: Engine) -> 
             is_frozen = partial(_is_frozen_here, engine=engine)
             layer.forward = types.MethodType(with_fused_sums(layer.forward, is_frozen), layer)
     return [] if rotated else ["positions"]
+
+
+def check_tiles(model_type: str, pruned: bool) -> None:
+    """Raises ModelError where a base's MLPs can't be computed in tiles, whatever the adapter."""
+    family = family_of(model_type)
+    reason = "the base is pruned" if pruned else f"those of {model_type} are computed by transformers"
+    if pruned or family is None or not family.fused_mlps:
+        raise ModelError(f"train.mlp_tile_tokens: MLPs can't be computed in tiles: {reason}. Remove it.")
 
 
 def unsupported(layer: LoraLayer, engine: Engine) -> str | None:
@@ -149,17 +171,17 @@ def _one_layer(own_forward: Any, engine: Engine, factors: FactorsOfModel) -> Any
     return forward
 
 
-def _gated_mlp(own_forward: Any, engine: Engine, factors: FactorsOfModel) -> Any:
+def _gated_mlp(own_forward: Any, engine: Engine, factors: FactorsOfModel, tile_tokens: int | None) -> Any:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         layers = [self.gate_proj, self.up_proj, self.down_proj]
         dtype = None if any(map(_dropout, layers)) else _compute_type(layers, x, engine)
         if dtype is None:
-            own: torch.Tensor = own_forward(x)
-            return own
+            tiles = [x] if tile_tokens is None else x.split(tile_tokens, dim=-2)
+            return torch.cat([own_forward(tile) for tile in tiles], dim=-2)
         parts, matrices = tuple(map(_layer, layers)), _matrices(layers)
         both = factors.of(parts[:2], matrices[:4], dtype), factors.of(parts[2:], matrices[4:], dtype)
-        output: torch.Tensor = FusedMlp.apply(x, parts, both, *matrices)
-        return output
+        call = parts, both, matrices
+        return Mlp(*call)(x) if tile_tokens is None else TiledMlp(*call, tile_tokens)(x)
 
     return forward
 

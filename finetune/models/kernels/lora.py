@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from finetune.models.kernels.swiglu import swiglu, swiglu_gradients
 from finetune.models.quantization import dequantize_int8
 
 Tensors = Sequence[torch.Tensor]
@@ -94,63 +93,30 @@ class FusedLora(torch.autograd.Function):
         return for_x, None, None, None, *for_matrices
 
 
-class FusedMlp(torch.autograd.Function):
-    """down(silu(gate(x)) * up(x)) with LoRA on all three. Shazeer 2020, arXiv:2002.05202 (SwiGLU).
-
-    `factors` are those of gate and up, and those of down. Kept are x, the two branches and what is R wide;
-    the activation and the product are made again.
-    """
-
-    @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any,
-        x: torch.Tensor,
-        layers: Sequence[Layer],
-        factors: tuple[ReadyFactors, ReadyFactors],
-        *matrices: torch.Tensor,
-    ) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            flat = x.reshape(-1, x.shape[-1]).to(factors[0].a.dtype)
-            (gate, up), low = products(flat, flat, layers[:2], factors[0])
-            product = swiglu(gate, up)
-            (output,), low_down = products(product, product, layers[2:], factors[1])
-        ctx.save_for_backward(flat, gate, up, low, low_down, *matrices)
-        ctx.layers, ctx.factors, ctx.x_type = layers, factors, x.dtype
-        return output.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
-        x, gate, up, low, low_down, *matrices = ctx.saved_tensors
-        branches, down = ctx.layers[:2], ctx.layers[2:]
-        of_branches, of_down = ctx.factors
-        with torch.autocast(x.device.type, enabled=False):
-            flat = [gradient.reshape(-1, gradient.shape[-1]).to(x.dtype)]
-            for_low = low_gradient(flat, of_down)
-            for_product = input_gradient(flat, for_low, down, of_down)
-            product, *both = swiglu_gradients(for_product, gate, up)
-            for_down = matrix_gradients(flat, for_low, product, low_down, down, matrices[4:])
-            del product, for_product
-            for_low = low_gradient(both, of_branches)
-            for_branches = matrix_gradients(both, for_low, x, low, branches, matrices[:4])
-            for_x = None
-            if ctx.needs_input_grad[0]:
-                for_x = input_gradient(both, for_low, branches, of_branches)
-                for_x = for_x.view(*gradient.shape[:-1], -1).to(ctx.x_type)
-        return for_x, None, None, *for_branches, *for_down
-
-
 def products(
     x: torch.Tensor, dropped: torch.Tensor, layers: Sequence[Layer], factors: ReadyFactors
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The layers' outputs (T x O each) for x (T x I), and s x A^T of all of them side by side (T x R
     summed)."""
-    low = dropped @ factors.a.T
+    low = low_of(dropped, factors)
+    return outputs_of(x, low, layers, factors), low
+
+
+def low_of(x: torch.Tensor, factors: ReadyFactors) -> torch.Tensor:
+    """s x A^T of all the layers side by side (T x R summed)."""
+    return x @ factors.a.T
+
+
+def outputs_of(
+    x: torch.Tensor, low: torch.Tensor, layers: Sequence[Layer], factors: ReadyFactors
+) -> list[torch.Tensor]:
+    """The layers' outputs (T x O each) for x (T x I) and what low_of gives."""
     outputs = []
     for layer, b, own in zip(layers, factors.b, factors.split(low), strict=True):
         bias = None if layer.base.bias is None else layer.base.bias.to(x.dtype)
         output = functional.linear(x, base_weight(layer.base, x.dtype), bias)
         outputs.append(output.addmm_(own, b.T))
-    return outputs, low
+    return outputs
 
 
 def low_gradient(gradients: Tensors, factors: ReadyFactors) -> torch.Tensor:

@@ -19,7 +19,7 @@ CHOSEN = (
         "lora_mlp_kernel lora_qkv_kernel lora_o_kernel fused_attn_kernel use_v1_kernels kernel_config.* "
         "use_triton use_memory_efficient_lora compile compile.* torch_compile model.backend.* "
         "flex_attn_compile_kwargs.* fused foreach tf32 tf32_mode float32_matmul_precision "
-        "tiled_mlp use_logits_to_keep experts_implementation flex_attention unsloth_* use_unsloth_gc",
+        "use_logits_to_keep experts_implementation flex_attention unsloth_*",
         "", "chosen", KERNELS,
     ),
     Alias(
@@ -166,8 +166,7 @@ LACKING = (
         "", "spare", "a loss that is not finite stops a run; no other does",
     ),
     Alias(
-        "activation_offloading enable_activation_offloading offload_activations layer_offloading "
-        "optimizer_in_bwd offload_optimizer",
+        "layer_offloading optimizer_in_bwd offload_optimizer",
         "", "spare", "less memory at the same result; take train.activation_checkpointing",
     ),
     Alias(

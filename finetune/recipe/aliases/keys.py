@@ -234,6 +234,12 @@ TRAIN = (
         "enable_activation_checkpointing use_gradient_checkpointing activation_checkpointing",
         "train.activation_checkpointing", "checkpointing",
     ),
+    Alias(
+        "activation_offloading enable_activation_offloading offload_activations use_unsloth_gc",
+        "train.activation_offloading", "offloading", "with train.activation_checkpointing: true",
+    ),
+    Alias("tiled_mlp", "train.mlp_tile_tokens", "tiled_mlp", "the tokens of a tile"),
+    Alias("tiled_mlp_num_shards", "train.mlp_tile_tokens", "tiled_mlp_shards", "the tokens of a tile"),
     Alias("disable_gradient_checkpointing", "train.activation_checkpointing", "no"),
     Alias("seed", "train.seed", "seed"),
     Alias("full_determinism", "train.deterministic"),

@@ -1,13 +1,15 @@
 """Rules for optimizer steps: how many, how large, by which optimizer and learning rates. Each is a small
 function; RULES lists them. No file is looked at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from finetune.models.architectures.base import VOCABULARY, last_part
 from finetune.recipe.given import Given, RuleProblem, asked, near
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.every import NEVER, epochs_of
 from finetune.recipe.schema.optimizers import OPTIMIZERS, known_optimizer
+
+GATED_MLP = frozenset({"gate_proj", "up_proj", "down_proj"})
 
 
 def _length(recipe: Recipe, given: Given) -> RuleProblem:
@@ -142,9 +144,48 @@ def _intervals(recipe: Recipe, given: Given) -> RuleProblem:
 
 
 def _checkpointing(recipe: Recipe, given: Given) -> RuleProblem:
-    path = "train.activation_checkpointing_every_layers"
-    if asked(recipe, given, path) and not recipe.train.activation_checkpointing:
-        yield path, "needs train.activation_checkpointing: true; without it no layer is recomputed"
+    for knob in ("every_layers", "keep_attention"):
+        path = f"train.activation_checkpointing_{knob}"
+        if asked(recipe, given, path) and not recipe.train.activation_checkpointing:
+            yield path, "needs train.activation_checkpointing: true; without it no layer is recomputed"
+    if recipe.train.activation_offloading and not recipe.train.activation_checkpointing:
+        yield (
+            "train.activation_offloading",
+            "needs train.activation_checkpointing: true; what waits on the host is what goes into recomputed "
+            "layers",
+        )
+
+
+def _tiles(recipe: Recipe, given: Given) -> RuleProblem:
+    adapter = recipe.adapter
+    if recipe.train.mlp_tile_tokens is None:
+        return
+    missing = tiles_need(
+        method=adapter.method,
+        dropout=adapter.dropout,
+        use_dora=adapter.use_dora,
+        target_modules=adapter.target_modules,
+        layers=adapter.layers,
+    )
+    if missing:
+        yield "train.mlp_tile_tokens", f"needs {'; and '.join(missing)}. Change that, or remove this"
+
+
+def tiles_need(
+    *, method: str, dropout: float, use_dora: bool, target_modules: str | Sequence[str], layers: object
+) -> list[str]:
+    """What an adapter lacks for MLPs in tiles, which the toolkit's own kernels compute, with LoRA on each."""
+    if method == "full":
+        return ["adapter.method lora or qlora (it is full)"]
+    named = GATED_MLP if isinstance(target_modules, str) else set(map(last_part, target_modules))
+    absent = sorted(GATED_MLP - named)
+    needs = {
+        "adapter.dropout: 0.0": dropout > 0,
+        "adapter.use_dora: false": use_dora,
+        f"{' and '.join(absent)} in adapter.target_modules": bool(absent),
+        "no adapter.layers: LoRA on every layer's MLP": layers is not None,
+    }
+    return [what for what, lacks in needs.items() if lacks]
 
 
 def _sequence_parallel(recipe: Recipe, given: Given) -> RuleProblem:
@@ -175,4 +216,5 @@ RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _intervals,
     _checkpointing,
     _sequence_parallel,
+    _tiles,
 )

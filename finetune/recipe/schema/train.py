@@ -127,6 +127,19 @@ class TrainSection(Section):
     activation_checkpointing_every_layers: Annotated[int, Field(ge=1)] = 1
     """With activation_checkpointing: 1 recomputes every layer, 2 every other one; more memory, and faster."""
 
+    activation_checkpointing_keep_attention: bool = False
+    """With activation_checkpointing: attention's output is kept, so that attention is not computed twice; for
+    long rows, where attention takes most of the time."""
+
+    activation_offloading: bool = False
+    """With activation_checkpointing: what goes into each recomputed layer waits in the host's memory, pinned,
+    copied while the GPU computes; a few layers' inputs are on the GPU at a time. For long rows."""
+
+    mlp_tile_tokens: Annotated[int, Field(ge=1)] | None = None
+    """MLPs are computed over tiles of so many tokens, forward and backward, so that their inner activations
+    exist for one tile alone; null computes whole rows. For long rows: 4096 to 16384; for LoRA without
+    dropout."""
+
     rehearsal: bool = True
     """Run the heaviest batches once before step 1, so that a lack of memory shows at once."""
 

@@ -134,6 +134,8 @@ class MemoryCheck(TrainerCallback):
             found, knobs = f"1/{part} of it does", [_smaller_batch(self.recipe, part, per_row)]
         if not train.activation_checkpointing:
             knobs.append("train.activation_checkpointing: true")
+        elif not train.activation_offloading and self.trainer.args.device.type == "cuda":
+            knobs.append("train.activation_offloading: true")
         if self.recipe.adapter.method == "lora":
             knobs.append("adapter.method: qlora")
         if self.recipe.adapter.method == "full":

@@ -31,8 +31,8 @@ from finetune.models.bases.shapes import count_parameters, read_shape
 from finetune.models.batch import packed_batch, padded_batch
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.kernels.rms_norm import FrozenRmsNorm
-from finetune.models.load import checkpoint_activations
 from finetune.models.logits import head_of, states_of
+from finetune.models.recomputation import recompute_activations
 from finetune.recipe.schema.model import ModelSection, RopeScaling
 from tests.support.families import (
     LENGTHS,
@@ -147,7 +147,7 @@ def test_activation_checkpointing_changes_nothing(family: str, tmp_path: Path) -
     theirs = with_adapter(AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval())
     ours = with_adapter(loaded(folder)).train()
     install_fast_path(ours)
-    checkpoint_activations(ours, 1)
+    recompute_activations(ours)
     assert_same(ours, theirs, packed_batch(rows()))
 
 

@@ -9,7 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from finetune.models.kernels.install import install_fast_path
-from finetune.models.kernels.lora import FusedLora, FusedMlp, Layer, factors_of
+from finetune.models.kernels.lora import FusedLora, Layer, factors_of
+from finetune.models.kernels.mlp import Mlp
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 
@@ -89,12 +90,12 @@ def test_layers_of_one_input_and_the_mlp_have_exact_gradients() -> None:
 
     layers, *pairs = zip(part(6, 5), part(6, 5), part(5, 6), strict=True)
     matrices = [matrix for pair in zip(*pairs, strict=True) for matrix in pair]
-    assert torch.autograd.gradcheck(
-        lambda x, *m: FusedMlp.apply(
-            x, layers, (factors_of(layers[:2], m[:4], x.dtype), factors_of(layers[2:], m[4:], x.dtype)), *m
-        ),
-        (x, *matrices),
-    )
+
+    def output(x: torch.Tensor, *m: torch.Tensor) -> torch.Tensor:
+        both = factors_of(layers[:2], m[:4], x.dtype), factors_of(layers[2:], m[4:], x.dtype)
+        return Mlp(layers, both, m)(x)
+
+    assert torch.autograd.gradcheck(output, (x, *matrices))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

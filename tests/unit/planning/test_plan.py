@@ -18,7 +18,8 @@ from finetune.models.bases.locate import read_config, resolve_base
 from finetune.models.bases.shapes import read_shape
 from finetune.models.load import load_model
 from finetune.planning.data import assumed, load_of
-from finetune.planning.memory import Job, activations, memory_of
+from finetune.planning.longest import longest_rows
+from finetune.planning.memory import Job, activations, host_bytes, memory_of, stream_bytes
 from finetune.planning.plan import job_of
 from finetune.recipe.schema import Recipe
 from tests.support.families import save_tiny_family
@@ -69,6 +70,7 @@ def kept_by_torch(recipe: Recipe, folder: Path) -> tuple[float, int]:
         {"adapter": {"dropout": 0.1}},
         {"adapter": {"method": "qlora"}},
         {"adapter": {"method": "qlora", "quantization": "int8"}},
+        {"train": {"mlp_tile_tokens": 32}},
         {"adapter": {"layers": "last 1"}},
         {"adapter": {"layers": [0]}},
         {"adapter": {"init": "pissa"}},
@@ -249,6 +251,53 @@ def test_a_quantised_base_is_whole_at_first_where_its_layers_can_not_be_shared(
     few, many = (memory_of(replace(job, processes=processes)).weights for processes in (4, 8))
     assert few < many
     assert many == pytest.approx(memory_of(replace(job, engine=SINGLE, processes=1)).weights)
+
+
+def test_layer_inputs_that_stay_are_what_torch_keeps(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Under recomputation, within a tenth: one a layer, of which all but two are the host's where it keeps
+    them."""
+    adapter, data = {"rank": 4}, {"pack_length_tokens": 128}
+    train = {"micro_batch_size": 1, "activation_checkpointing": True}
+    recipe = make_recipe(adapter=adapter, data=data, train=train)
+    job = job_for(recipe)
+    kept, tokens = kept_by_torch(recipe, tmp_path / "checkpoints")
+    loss = 4 * job.supervised * job.shape.width
+    assert tokens == job.tokens
+    assert activations(job) == pytest.approx(kept - loss, rel=0.1)
+    deep = replace(job, shape=replace(job.shape, layers=8))
+    offloaded = replace(deep, offload=True)
+    assert activations(deep) - activations(offloaded) == 6 * stream_bytes(job)
+    assert host_bytes(offloaded) == 8 * stream_bytes(job)
+
+
+def test_the_longest_row_is_the_longest(make_recipe: MakeRecipe) -> None:
+    """It fits, and 1,024 tokens more don't; what is for long rows makes it longer each time."""
+    job = job_for(make_recipe(adapter={"rank": 4}, data={"pack_length_tokens": 128}))
+    memory = 2_000_000_000
+    found = longest_rows(job, memory)
+    learned = job.supervised / job.tokens
+    fits = []
+    for tokens in (found[0].tokens, found[0].tokens + 1024):
+        row = replace(job, tokens=tokens, supervised=round(learned * tokens), row_tokens=tokens, packed=True)
+        fits.append(memory_of(row).total <= 0.95 * memory)
+    assert fits == [True, False]
+    plain, long = found[0].tokens, found[1].tokens
+    assert plain > 0
+    assert long > 2 * plain
+    assert "activation_offloading" in found[1].what
+    assert found[2].what.startswith("adapter.method: qlora")
+    assert longest_rows(job, 1_000_000)[0].tokens == 0
+
+
+def test_a_plan_says_the_longest_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the recipe is, and with what long rows have; and what the host keeps."""
+    path = a_70b(tmp_path, activation_checkpointing=True, activation_offloading=True)
+    _, shown, _ = run(monkeypatch, capsys, str(path), "--gpu-memory", "192GB")
+    assert "positions) as the recipe is" in shown
+    assert "mlp_tile_tokens: 4096" in shown
+    assert "the host's memory   5.37 GB a process" in shown
 
 
 def test_sharding_divides_what_it_says(make_recipe: MakeRecipe) -> None:

@@ -93,7 +93,7 @@ WITHOUT_COUNTERPART = (
     ("train", "rl", "objective.kind here"),
     ("train", "push_to_hub", "no counterpart"),
     ("train", "loss_watchdog_threshold", "no counterpart"),
-    ("train", "activation_offloading", "no counterpart"),
+    ("train", "enable_activation_offloading", "activation_offloading"),
     ("train", "optimizer_in_bwd", "no counterpart"),
     ("train", "save_only_model", "no counterpart"),
     ("train", "context_parallel_size", "no counterpart"),

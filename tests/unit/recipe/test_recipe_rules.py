@@ -169,6 +169,25 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
         ),
         ("train: {activation_checkpointing_every_layers: 1}", "train.activation_checkpointing_every_layers"),
         (
+            "train: {activation_checkpointing_keep_attention: true}",
+            "train.activation_checkpointing_keep_attention  needs train.activation_checkpointing: true",
+        ),
+        (
+            "train: {activation_offloading: true}",
+            "train.activation_offloading  needs train.activation_checkpointing: true",
+        ),
+        ("train: {activation_checkpointing: true, activation_offloading: true}", None),
+        ("{adapter: {dropout: 0.0}, train: {mlp_tile_tokens: 4096}}", None),
+        (
+            "{adapter: {dropout: 0.1, target_modules: [up_proj]}, train: {mlp_tile_tokens: 4096}}",
+            "train.mlp_tile_tokens  needs adapter.dropout: 0.0; and down_proj and gate_proj in "
+            "adapter.target_modules",
+        ),
+        (
+            "{adapter: {method: full}, train: {mlp_tile_tokens: 4096}}",
+            "train.mlp_tile_tokens  needs adapter.method lora or qlora (it is full)",
+        ),
+        (
             "tracking: {project: finetune, tracker: mlflow}",
             "tracking.project  only trackers trackio and wandb",
         ),
