@@ -39,7 +39,7 @@ class FactorsOfModel:
             return factors_of(layers, matrices, dtype)
         key = id(layers[0].base), len(layers), dtype
         made = self._made.get(key)
-        if made is None or not _is_of(made, matrices):
+        if made is None or not _is_of(made, layers, matrices):
             made = Made(layers, matrices, _versions(matrices), factors_of(layers, matrices, dtype))
             self._made[key] = made
         return made.factors
@@ -69,7 +69,9 @@ class FactorsOfModel:
             made.versions[:] = _versions(made.matrices)
 
 
-def _is_of(made: Made, matrices: Tensors) -> bool:
+def _is_of(made: Made, layers: Sequence[Layer], matrices: Tensors) -> bool:
+    if [layer.scaling for layer in layers] != [layer.scaling for layer in made.layers]:
+        return False
     same = all(one is other for one, other in zip(matrices, made.matrices, strict=True))
     return same and _versions(matrices) == made.versions
 

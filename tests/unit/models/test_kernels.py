@@ -134,12 +134,14 @@ def test_factors_are_made_again_for_each_call_of_the_model() -> None:
 
 
 def test_factors_follow_weights_that_changed_within_a_call() -> None:
-    """As where a layer is called by itself after a step."""
-    matrices, layers = [torch.randn(2, 6), torch.randn(5, 2)], [Layer(torch.nn.Linear(6, 5), 0.5)]
+    """As where a layer is called by itself after a step, or scaled by another number."""
+    matrices, layer = [torch.randn(2, 6), torch.randn(5, 2)], Layer(torch.nn.Linear(6, 5), 0.5)
     kept = FactorsOfModel(torch.nn.Identity())
-    kept.of(layers, matrices, torch.bfloat16)
+    kept.of([layer], matrices, torch.bfloat16)
     matrices[0].add_(1)
-    assert torch.equal(kept.of(layers, matrices, torch.bfloat16).a, (matrices[0] * 0.5).bfloat16())
+    assert torch.equal(kept.of([layer], matrices, torch.bfloat16).a, (matrices[0] * 0.5).bfloat16())
+    scaled = kept.of([layer._replace(scaling=2.0)], matrices, torch.bfloat16)
+    assert torch.equal(scaled.a, (matrices[0] * 2).bfloat16())
 
 
 def test_a_product_is_of_the_asked_type() -> None:
