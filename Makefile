@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-launch bench-merge bench-gpu bench-serve bench-rounding bench-prune bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
+.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-kernels bench-launch bench-merge bench-gpu bench-serve bench-rounding bench-prune bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ bench-data: $(VENV)/.installed-dev  ## rows/s beside TRL where PEERS names its e
 
 bench-train: $(VENV)/.installed-dev  ## tokens/s, memory, losses beside a plain peft loop, and the peers where PEERS names their environments
 	$(BIN)/python benchmarks/bench_train.py $(if $(PEERS),--peers $(PEERS))
+
+bench-kernels: $(VENV)/.installed-dev  ## kernels a step of LLaMA-3.1-8B launches on a GPU, counted without one, beside transformers and peft
+	$(BIN)/python benchmarks/bench_kernels.py
 
 bench-launch: $(VENV)/.installed-dev  ## one process beside two, for each engine
 	$(BIN)/python benchmarks/bench_launch.py

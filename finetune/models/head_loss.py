@@ -131,7 +131,7 @@ def one_pass(
             if for_states is not None:
                 for_states[here] = gradient @ weight
             if for_weight is not None:
-                add_product(for_weight, gradient.T, part)
+                ops.add_product(for_weight, gradient.T, part)
     return losses, for_states, for_weight
 
 
@@ -152,16 +152,6 @@ def positions_that_fit(free: int, weight: torch.Tensor) -> int:
     fitting = int(free * SHARE_OF_FREE) // row
     power = 1 << max(fitting, 1).bit_length() - 1
     return min(max(power, sizes.CHUNK_POSITIONS), MOST_POSITIONS)
-
-
-def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Add a b to a float32 (or float64) total; on a GPU nothing is rounded between."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    elif total.device.type == "cuda":
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    else:
-        total.add_(a @ b)
 
 
 def losses_to_gradient(

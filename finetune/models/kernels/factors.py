@@ -1,7 +1,7 @@
 """A and B of LoRA layers as they are multiplied with: in the arithmetic's type, those of one input together.
 
-On a GPU they are made for all layers at once, in a few kernels each time that the model is called, and not
-layer by layer; the backward pass, and layers that are computed again in it, take the same.
+They are made for all layers at once each time that the model is called, which on a GPU is a few kernels in
+place of some for each layer; the backward pass, and layers that are computed again in it, take the same.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from finetune.models.kernels.lora import Layer, ReadyFactors, Tensors, factors_of
+from finetune.models.kernels.lora import Layer, Multiplied, Tensors, factors_of
 
 
 class Made(NamedTuple):
@@ -19,7 +19,7 @@ class Made(NamedTuple):
     layers: Sequence[Layer]
     matrices: Tensors
     versions: list[int]
-    factors: ReadyFactors
+    factors: Multiplied
 
 
 class FactorsOfModel:
@@ -33,17 +33,14 @@ class FactorsOfModel:
         if model is not None:
             model.register_forward_pre_hook(self._make_again)
 
-    def of(self, layers: Sequence[Layer], matrices: Tensors, dtype: torch.dtype) -> ReadyFactors:
+    def of(self, layers: Sequence[Layer], matrices: Tensors, dtype: torch.dtype) -> Multiplied:
         """`matrices` are A and B of each layer in turn."""
-        if not self._remembers or matrices[0].device.type != "cuda" or torch.is_inference_mode_enabled():
+        if not self._remembers or torch.is_inference_mode_enabled():
             return factors_of(layers, matrices, dtype)
         key = id(layers[0].base), len(layers), dtype
         made = self._made.get(key)
-        if made is None or not _is_of(made, matrices):
-            factors = factors_of(layers, matrices, dtype)
-            if any(factor is matrix for factor in (factors.a, *factors.b) for matrix in matrices):
-                return factors  # nothing is to be made
-            made = Made(layers, matrices, _versions(matrices), factors)
+        if made is None or not _is_of(made, layers, matrices):
+            made = Made(layers, matrices, _versions(matrices), factors_of(layers, matrices, dtype))
             self._made[key] = made
         return made.factors
 
@@ -54,17 +51,27 @@ class FactorsOfModel:
             self._made.clear()
             return
         all_made = self._made.values()
-        a = [matrix for made in all_made for matrix in made.matrices[::2]]
-        b = [matrix for made in all_made for matrix in made.matrices[1::2]]
-        scalings = [layer.scaling for made in all_made for layer in made.layers]
-        targets = [target for made in all_made for target in made.factors.split_a()]
-        targets += [target for made in all_made for target in made.factors.b]
-        torch._foreach_copy_(targets, [*torch._foreach_mul(a, scalings), *b])
+        scaled: list[torch.Tensor] = []
+        a: list[torch.Tensor] = []
+        targets, sources, scalings = [], [], []
+        for made in all_made:
+            if made.factors.a is not made.matrices[0]:
+                scaled += made.factors.split_a()
+                a += made.matrices[::2]
+                scalings += [layer.scaling for layer in made.layers]
+            made_b = zip(made.factors.b, made.matrices[1::2], strict=True)
+            pairs = [(target, b) for target, b in made_b if target is not b]
+            targets += [target for target, _ in pairs]
+            sources += [b for _, b in pairs]
+        if scaled:
+            torch._foreach_copy_([*scaled, *targets], [*torch._foreach_mul(a, scalings), *sources])
         for made in all_made:
             made.versions[:] = _versions(made.matrices)
 
 
-def _is_of(made: Made, matrices: Tensors) -> bool:
+def _is_of(made: Made, layers: Sequence[Layer], matrices: Tensors) -> bool:
+    if [layer.scaling for layer in layers] != [layer.scaling for layer in made.layers]:
+        return False
     same = all(one is other for one, other in zip(matrices, made.matrices, strict=True))
     return same and _versions(matrices) == made.versions
 

@@ -1,4 +1,4 @@
-"""Where the fast path is installed: which layers of a peft model compute by lora.py and rms_norm.py.
+"""Where the fast path is installed: which layers of a peft model compute by the other files here.
 
 Weights stay where peft has them, so saving, loading and merging know nothing of this.
 """

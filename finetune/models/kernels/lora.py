@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from finetune.models.kernels.ops import wide_product
 from finetune.models.quantization import dequantize_int8
 
 Tensors = Sequence[torch.Tensor]
@@ -26,7 +27,7 @@ class Layer(NamedTuple):
     scaling: float
 
 
-class ReadyFactors(NamedTuple):
+class Multiplied(NamedTuple):
     """A and B of layers that have one input, as they are multiplied with."""
 
     a: torch.Tensor
@@ -44,13 +45,13 @@ class ReadyFactors(NamedTuple):
 
 
 @torch.no_grad()
-def factors_of(layers: Sequence[Layer], matrices: Tensors, dtype: torch.dtype) -> ReadyFactors:
+def factors_of(layers: Sequence[Layer], matrices: Tensors, dtype: torch.dtype) -> Multiplied:
     """`matrices` are A and B of each layer in turn."""
     scaled = [
         a if layer.scaling == 1 else a * layer.scaling for layer, a in zip(layers, matrices[::2], strict=True)
     ]
     a = scaled[0] if len(scaled) == 1 else torch.cat(scaled)
-    return ReadyFactors(a.to(dtype), tuple(b.to(dtype) for b in matrices[1::2]))
+    return Multiplied(a.to(dtype), tuple(b.to(dtype) for b in matrices[1::2]))
 
 
 class FusedLora(torch.autograd.Function):
@@ -67,7 +68,7 @@ class FusedLora(torch.autograd.Function):
         x: torch.Tensor,
         layers: Sequence[Layer],
         dropout: float,
-        factors: ReadyFactors,
+        factors: Multiplied,
         *matrices: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         with torch.autocast(x.device.type, enabled=False):
@@ -81,7 +82,7 @@ class FusedLora(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
         dropped, low, mask, *matrices = ctx.saved_tensors
-        factors: ReadyFactors = ctx.factors
+        factors: Multiplied = ctx.factors
         with torch.autocast(dropped.device.type, enabled=False):
             flat = [gradient.reshape(-1, gradient.shape[-1]).to(dropped.dtype) for gradient in gradients]
             for_low = low_gradient(flat, factors)
@@ -94,7 +95,7 @@ class FusedLora(torch.autograd.Function):
 
 
 def products(
-    x: torch.Tensor, dropped: torch.Tensor, layers: Sequence[Layer], factors: ReadyFactors
+    x: torch.Tensor, dropped: torch.Tensor, layers: Sequence[Layer], factors: Multiplied
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The layers' outputs (T x O each) for x (T x I), and s x A^T of all of them side by side (T x R
     summed)."""
@@ -102,13 +103,13 @@ def products(
     return outputs_of(x, low, layers, factors), low
 
 
-def low_of(x: torch.Tensor, factors: ReadyFactors) -> torch.Tensor:
+def low_of(x: torch.Tensor, factors: Multiplied) -> torch.Tensor:
     """s x A^T of all the layers side by side (T x R summed)."""
     return x @ factors.a.T
 
 
 def outputs_of(
-    x: torch.Tensor, low: torch.Tensor, layers: Sequence[Layer], factors: ReadyFactors
+    x: torch.Tensor, low: torch.Tensor, layers: Sequence[Layer], factors: Multiplied
 ) -> list[torch.Tensor]:
     """The layers' outputs (T x O each) for x (T x I) and what low_of gives."""
     outputs = []
@@ -119,7 +120,7 @@ def outputs_of(
     return outputs
 
 
-def low_gradient(gradients: Tensors, factors: ReadyFactors) -> torch.Tensor:
+def low_gradient(gradients: Tensors, factors: Multiplied) -> torch.Tensor:
     """That of s x A^T (T x R summed) from the outputs' (T x O each)."""
     for_low = gradients[0].new_empty(len(gradients[0]), len(factors.a))
     for gradient, b, own in zip(gradients, factors.b, factors.split(for_low), strict=True):
@@ -137,21 +138,25 @@ def matrix_gradients(
 ) -> list[torch.Tensor]:
     """Those of A and B of each layer in turn, from the outputs' (T x O each)."""
     ranks = [a.shape[0] for a in matrices[::2]]
-    for_a = _product(for_low.T, dropped, matrices[0].dtype).split(ranks)
-    found = []
-    parts = zip(gradients, layers, matrices[1::2], for_a, low.split(ranks, dim=1), strict=True)
-    for gradient, layer, b, own_a, own in parts:
-        if layer.scaling != 1:
-            own_a.mul_(layer.scaling)
-        found += [own_a, _product(gradient.T, own, b.dtype)]
-    return found
+    for_a = wide_product(for_low.T, dropped, matrices[0].dtype)
+    scalings = [layer.scaling for layer in layers]
+    if len(set(scalings)) == 1:
+        for_a.mul_(scalings[0])
+    else:
+        torch._foreach_mul_(for_a.split(ranks), scalings)
+    parts = zip(for_a.split(ranks), gradients, low.split(ranks, dim=1), matrices[1::2], strict=True)
+    return [
+        found
+        for own_a, gradient, own, b in parts
+        for found in (own_a, wide_product(gradient.T, own, b.dtype))
+    ]
 
 
 def input_gradient(
     gradients: Tensors,
     for_low: torch.Tensor,
     layers: Sequence[Layer],
-    factors: ReadyFactors,
+    factors: Multiplied,
     mask: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
@@ -163,13 +168,6 @@ def input_gradient(
     if mask is None:
         return for_x.addmm_(for_low, factors.a)
     return for_x.add_((for_low @ factors.a).mul_(mask).div_(1 - dropout))
-
-
-def _product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """a b in `dtype`. On a GPU a sum in float32 is stored as it is, not rounded first."""
-    if a.device.type == "cuda" and a.dtype != dtype == torch.float32:
-        return torch.mm(a, b, out_dtype=dtype)
-    return (a @ b).to(dtype)
 
 
 def base_weight(base: nn.Linear, dtype: torch.dtype) -> torch.Tensor:

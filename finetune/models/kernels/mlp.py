@@ -11,7 +11,7 @@ import torch
 
 from finetune.models.kernels.lora import (
     Layer,
-    ReadyFactors,
+    Multiplied,
     Tensors,
     input_gradient,
     low_gradient,
@@ -22,7 +22,7 @@ from finetune.models.kernels.lora import (
 )
 from finetune.models.kernels.swiglu import swiglu, swiglu_gradients
 
-BothFactors = tuple[ReadyFactors, ReadyFactors]
+BothFactors = tuple[Multiplied, Multiplied]
 """Those of gate and up, and those of down."""
 
 

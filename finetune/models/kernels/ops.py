@@ -39,9 +39,31 @@ def _are_usable() -> bool:
     return problem is None
 
 
+def on_gpu(x: torch.Tensor) -> bool:
+    """Whether a tensor is where the kernels run."""
+    return x.device.type == "cuda"
+
+
 def takes(x: torch.Tensor) -> bool:
     """Whether the kernels compute such a tensor. The log says once where a GPU can't have them."""
-    return x.device.type == "cuda" and x.dtype in TYPES and _are_usable()
+    return on_gpu(x) and x.dtype in TYPES and _are_usable()
+
+
+def wide_product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """a b in `dtype`. On a GPU a sum in float32 is stored as it is, not rounded first."""
+    if on_gpu(a) and a.dtype != dtype == torch.float32:
+        return torch.mm(a, b, out_dtype=dtype)
+    return (a @ b).to(dtype)
+
+
+def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add a b to a float32 (or float64) total; on a GPU nothing is rounded between."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif on_gpu(total):
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total.add_(a @ b)
 
 
 @custom_op("finetune::rms_norm", mutates_args=())
