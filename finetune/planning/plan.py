@@ -1,6 +1,7 @@
 """A recipe before a GPU is rented: memory for every way of sharding, what fits, what to change, steps, time,
 disk. No torch."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -191,8 +192,8 @@ def job_of(
         rank=adapter.saved_rank,
         number_bytes=4 if precision == "fp32" else 2,
         trained_bytes=2 if train.weights_dtype == "bf16" else 4,
-        tokens=load.micro_batch_tokens,
-        supervised=load.supervised_tokens,
+        tokens=math.ceil(load.micro_batch_tokens / train.sequence_parallel_size),
+        supervised=math.ceil(load.supervised_tokens / train.sequence_parallel_size),
         row_tokens=load.row_tokens,
         packed=recipe.data.pack_length_tokens is not None,
         dropout=adapter.dropout > 0,

@@ -253,6 +253,16 @@ def test_a_quantised_base_is_whole_at_first_where_its_layers_can_not_be_shared(
     assert many == pytest.approx(memory_of(replace(job, engine=SINGLE, processes=1)).weights)
 
 
+def test_a_pack_that_is_shared_takes_as_many_times_less(make_recipe: MakeRecipe) -> None:
+    """Of activations and logits; all else stays."""
+    sections = {"adapter": {"rank": 4}, "data": {"pack_length_tokens": 128}}
+    whole = job_for(make_recipe(**sections))
+    shared = job_for(make_recipe(**sections, train={"sequence_parallel_size": 2}))
+    assert (shared.tokens, shared.supervised) == (whole.tokens // 2, whole.supervised // 2)
+    assert memory_of(shared).weights == memory_of(whole).weights
+    assert activations(shared) == pytest.approx(activations(whole) / 2)
+
+
 def test_layer_inputs_that_stay_are_what_torch_keeps(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """Under recomputation, within a tenth: one a layer, of which all but two are the host's where it keeps
     them."""
