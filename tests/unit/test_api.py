@@ -528,8 +528,8 @@ def test_runs_are_compared_and_reproduced(run: finetune.Run, recipe: Path, tmp_p
 def test_the_machine_is_described() -> None:
     """doctor() gives what `finetune doctor --json` prints."""
     facts = finetune.doctor()
-    assert [fact.name for fact in facts[:3]] == ["device", "precision", "allocator"]
-    assert {"cores", "memory", "python", "hub token"} <= {fact.name for fact in facts}
+    assert [fact.name for fact in facts[:3]] == ["device", "precision", "attention"]
+    assert {"allocator", "cores", "memory", "python", "hub token"} <= {fact.name for fact in facts}
 
 
 def test_curves_are_drawn_into_a_png(run: finetune.Run, tmp_path: Path) -> None:
