@@ -182,6 +182,7 @@ def job_of(
 ) -> Job:
     """What the memory of one process follows from."""
     train, adapter = recipe.train, recipe.adapter
+    tokens = math.ceil(load.micro_batch_tokens / train.sequence_parallel_size)
     return Job(
         shape=shape,
         method=adapter.method,
@@ -192,8 +193,8 @@ def job_of(
         rank=adapter.saved_rank,
         number_bytes=4 if precision == "fp32" else 2,
         trained_bytes=2 if train.weights_dtype == "bf16" else 4,
-        tokens=math.ceil(load.micro_batch_tokens / train.sequence_parallel_size),
-        supervised=math.ceil(load.supervised_tokens / train.sequence_parallel_size),
+        tokens=tokens,
+        supervised=min(load.supervised_tokens, tokens),  # all may lie in one process's part
         row_tokens=load.row_tokens,
         packed=recipe.data.pack_length_tokens is not None,
         dropout=adapter.dropout > 0,

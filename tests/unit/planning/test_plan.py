@@ -254,11 +254,11 @@ def test_a_quantised_base_is_whole_at_first_where_its_layers_can_not_be_shared(
 
 
 def test_a_pack_that_is_shared_takes_as_many_times_less(make_recipe: MakeRecipe) -> None:
-    """Of activations and logits; all else stays."""
+    """Of activations; what is learned may lie in one part, and all else stays."""
     sections = {"adapter": {"rank": 4}, "data": {"pack_length_tokens": 128}}
     whole = job_for(make_recipe(**sections))
     shared = job_for(make_recipe(**sections, train={"sequence_parallel_size": 2}))
-    assert (shared.tokens, shared.supervised) == (whole.tokens // 2, whole.supervised // 2)
+    assert (shared.tokens, shared.supervised) == (whole.tokens // 2, min(whole.supervised, shared.tokens))
     assert memory_of(shared).weights == memory_of(whole).weights
     assert activations(shared) == pytest.approx(activations(whole) / 2)
 
