@@ -7,7 +7,7 @@ of a head.
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -46,15 +46,10 @@ def split_rows(model: PreTrainedModel, processes: int) -> None:
     processes must call this."""
     inner = varlen_attention if model.config._attn_implementation == VARLEN else per_document_attention
     # Of this name and process there is one group: a second training makes another in its place.
-    AttentionInterface.register(NAME, _attention(inner, _group(processes), processes))
+    group, _ = distributed.new_subgroups(processes)
+    AttentionInterface.register(NAME, _attention(inner, group, processes))
     AttentionMaskInterface.register(NAME, unpadded_mask)
     model.set_attn_implementation(NAME)
-
-
-@cache
-def _group(processes: int) -> Any:
-    group, _ = distributed.new_subgroups(processes)
-    return group
 
 
 class Heads(NamedTuple):
