@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from finetune.errors import CheckFailed
 from finetune.exporters.base import Written
 from finetune.exporters.gguf.described import describe
 from finetune.exporters.gguf.exporter import Gguf, GgufPlan
@@ -24,11 +23,10 @@ from finetune.exporting.ollama.modelfile import MODELFILE, modelfile
 from finetune.exporting.ollama.translation import translate
 from finetune.exporting.options import SIXTEEN_BITS, ExportOptions
 from finetune.exporting.quantized import FOLDERS, export_quantized, folder_format
-from finetune.exporting.report import RECORD, ExportReport
+from finetune.exporting.report import ExportReport
 from finetune.exporting.tensors import TensorComparison, compare_tensors, read_back
 from finetune.exporting.vllm import VllmAdapter, export_for_vllm
-from finetune.merging.merged_weights import MergedWeights
-from finetune.merging.output import failed_name, refuse_existing, refuse_small_disk, unfinished
+from finetune.merging.output import refuse_existing, refuse_small_disk, unfinished
 from finetune.merging.rounding.choice import RoundingChoice
 from finetune.merging.rounding.request import RoundingRequest
 from finetune.merging.rounding.tokenizer import refuse_other_tokenizer
@@ -66,13 +64,7 @@ def export(target: Target, output: Path, options: ExportOptions) -> ExportReport
             report = _in_llama_cpp(report, work, folder)
         now = time.perf_counter()
         report = replace(report, seconds=round(now - started, 1), check_seconds=round(now - began, 1))
-        report.write(folder)
-        if report.failures:
-            folder.rename(failed_name(output))
-            raise CheckFailed(
-                f"the export does not hold: {'; '.join(report.failures)}. {output} was not created; the "
-                f"files are in {failed_name(output)}, measurements in {RECORD}."
-            )
+        report.settle(folder, output)
     return report
 
 
@@ -91,7 +83,9 @@ class _Model:
             options.rounding.refuse_without_rounding("a model that has no adapter")
         if options.rounding.calibration is not None:
             refuse_other_tokenizer(options.rounding.calibration, inputs.parts)
-        self.plan = self._planned(inputs.weights(torch.float32))
+        self.plan: GgufPlan[ModelTensors] = Gguf(options.type).plan(
+            inputs.weights(torch.float32), inputs.description
+        )
         self.rounding: RoundingChoice | None = None
         self.template = translate(inputs.parts.tokenizer) if options.format == "ollama" else None
         self.notes = (*self.plan.notes, *(self.template.notes if self.template is not None else ()))
@@ -115,10 +109,7 @@ class _Model:
         weights, self.rounding = self.inputs.rounded(
             SIXTEEN_BITS[options.type], asked, computes=options.check == "full"
         )
-        self.plan = self._planned(weights)
-
-    def _planned(self, weights: MergedWeights) -> GgufPlan[ModelTensors]:
-        return Gguf(self.options.type).plan(weights, self.inputs.description)
+        self.plan = replace(self.plan, tensors=self.plan.tensors.reading(weights))
 
     def compare(self, folder: Path, hashes: dict[str, str]) -> TensorComparison:
         """What is read back."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from finetune.errors import CheckFailed, ExportError
+from finetune.errors import ExportError
 from finetune.exporters.compressed.exporter import Compressed
 from finetune.exporters.compressed.types import QUANTIZATIONS
 from finetune.exporters.nf4 import Nf4
@@ -14,9 +14,9 @@ from finetune.exporters.quantized.folder import QuantizedFolder, size_of
 from finetune.exporters.quantized.weights import QuantizedWeights
 from finetune.exporting.inputs import ExportInputs, read_inputs
 from finetune.exporting.predictions import check_predictions
-from finetune.exporting.report import RECORD, ExportReport
-from finetune.exporting.tensors import TensorComparison
-from finetune.merging.output import failed_name, refuse_small_disk, unfinished
+from finetune.exporting.report import ExportReport
+from finetune.exporting.tensors import TensorComparison, unlike_computed
+from finetune.merging.output import refuse_small_disk, unfinished
 from finetune.merging.verification.lazy_model import fits_in_memory
 from finetune.models.device import choose_threads
 from finetune.models.safetensors import StoredWeights, hashes_of
@@ -86,13 +86,7 @@ def export_quantized(
             not_run=TOO_LARGE if check == "full" and not is_asked else None,
             predictions=asked,
         )
-        report.write(folder)
-        if report.failures:
-            folder.rename(failed_name(output))
-            raise CheckFailed(
-                f"the export does not hold: {'; '.join(report.failures)}. {output} was not created; the "
-                f"files are in {failed_name(output)}, measurements in {RECORD}."
-            )
+        report.settle(folder, output)
     return report
 
 
@@ -103,8 +97,7 @@ def _read_back(
     stored = StoredWeights.of_folder(folder)
     failures = form.check(inputs.description, folder)
     found = hashes_of(stored, choose_threads())
-    wrong = sorted(name for name in found.keys() | hashes.keys() if found.get(name) != hashes.get(name))
-    failures += [f"{name} is not on the disk as it was computed" for name in wrong]
+    failures += unlike_computed(found, hashes)
     worst = 0.0
     for layer in plan.layers:
         deviation = plan.compare(layer, stored)

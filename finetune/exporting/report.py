@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.errors import CheckFailed
+from finetune.merging.output import failed_name
+
 if TYPE_CHECKING:
     from finetune.exporting.llama_cpp.check import LlamaCppCheck
     from finetune.exporting.predictions import PredictionCheck
@@ -86,6 +89,19 @@ class ExportReport:
         if self.not_run is not None:
             lines.append((RUNS_IN.get(self.format, "llama.cpp"), f"did not run: {self.not_run}"))
         return lines + [("note", note) for note in self.notes]
+
+    def settle(self, folder: Path, output: Path) -> None:
+        """Write the records into the folder that becomes `output`.
+
+        Raises CheckFailed where a check doesn't hold: the folder then lies in OUTPUT.failed.
+        """
+        self.write(folder)
+        if self.failures:
+            folder.rename(failed_name(output))
+            raise CheckFailed(
+                f"the export does not hold: {'; '.join(self.failures)}. {output} was not created; the files "
+                f"are in {failed_name(output)}, measurements in {RECORD}."
+            )
 
     def write(self, folder: Path) -> None:
         """export.json, and README.md for whoever finds the folder."""

@@ -69,8 +69,13 @@ def read_back(plan: GgufPlan[EncodedTensors], folder: Path, hashes: dict[str, st
     reader: Any = gguf.GGUFReader(folder / plan.file)
     failures = differences(plan.values, reader)
     found = {tensor.name: xxhash.xxh3_128(memoryview(tensor.data)).hexdigest() for tensor in reader.tensors}
-    wrong = [name for name in found.keys() | hashes.keys() if found.get(name) != hashes.get(name)]
-    return reader, failures + [f"{name} is not on the disk as it was computed" for name in sorted(wrong)]
+    return reader, failures + unlike_computed(found, hashes)
+
+
+def unlike_computed(found: dict[str, str], computed: dict[str, str]) -> list[str]:
+    """The tensors whose hashes on the disk aren't those of what was computed, in words."""
+    wrong = sorted(name for name in found.keys() | computed.keys() if found.get(name) != computed.get(name))
+    return [f"{name} is not on the disk as it was computed" for name in wrong]
 
 
 def _error(plan: GgufPlan[ModelTensors], weights: Weights, name: str, tensor: Any) -> float:

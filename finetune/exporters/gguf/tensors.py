@@ -4,6 +4,7 @@ are read.
 Shapes: H heads (of queries, or of keys), E head width.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,12 @@ class ModelTensors:
         for a tensor that llama.cpp has no place for."""
         self._weights, self._computed = weights, computed
         self.tensors = _planned(weights, family, shape, quantize)
+
+    def reading(self, weights: Weights) -> "ModelTensors":
+        """The same tensors, computed from other weights of this model."""
+        other = copy.copy(self)
+        other._weights = weights
+        return other
 
     def names(self) -> Sequence[str]:
         """Their names in GGUF, in the order of the file."""
