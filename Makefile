@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-kernels bench-launch bench-merge bench-gpu bench-serve bench-rounding bench-prune bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
+.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-kernels bench-launch bench-many bench-merge bench-gpu bench-serve bench-rounding bench-prune bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ bench-train: $(VENV)/.installed-dev  ## tokens/s, memory, losses beside a plain 
 
 bench-kernels: $(VENV)/.installed-dev  ## kernels a step of LLaMA-3.1-8B launches on a GPU, counted without one, beside transformers and peft
 	$(BIN)/python benchmarks/bench_kernels.py
+
+bench-many: $(VENV)/.installed-dev  ## adapters that train together beside the same ones one after the other
+	$(BIN)/python benchmarks/bench_many.py
 
 bench-launch: $(VENV)/.installed-dev  ## one process beside two, for each engine
 	$(BIN)/python benchmarks/bench_launch.py

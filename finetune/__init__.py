@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         selftest,
         serve,
         train,
+        train_many,
         unmerge,
         verify,
     )
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "benchmark", "combine", "convert",
     "doctor", "evaluate", "export", "extract", "inspect", "list_runs", "load", "load_recipe", "merge",
-    "plan", "plot", "prune", "push", "resume", "selftest", "serve", "train", "unmerge", "verify",
+    "plan", "plot", "prune", "push", "resume", "selftest", "serve", "train", "train_many", "unmerge",
+    "verify",
 ]  # fmt: skip
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "audit", "benchmark", "combine", "convert", "doctor",
     "evaluate", "export", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot",
-    "prune", "push", "resume", "selftest", "serve", "train", "unmerge", "verify",
+    "prune", "push", "resume", "selftest", "serve", "train", "train_many", "unmerge", "verify",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -169,6 +169,40 @@ def train(
     options = _given(processes=processes, max_restarts=max_restarts, timeout_minutes=timeout_minutes)
     loaded = load_recipe(recipe, overrides)
     return _run_of(start(loaded, None, launch=launch, options=options, allow_code=allow_code))
+
+
+def train_many(
+    recipes: Sequence[AnyRecipe],
+    overrides: Overrides = (),
+    *,
+    variants: Mapping[str, Overrides] | None = None,
+    resume: "Sequence[str | Path | Run]" = (),
+    max_adapters: int = 8,
+    allow_code: Collection[str] = (),
+) -> "dict[str, Run]":
+    """Train adapters of one base together in this process: of several recipes, or of one in `variants`, and
+    of runs to resume; at most `max_adapters` at a time. Returns the runs by name: finished, stopped or
+    failed.
+
+    One that fails leaves, and the others continue. Raises TrainingError, before anything is trained, where
+    one of them can't share the base; and when all have ended, the error of the first that could not start.
+    """
+    from finetune.training.many import start_many
+
+    if variants is None:
+        loaded = [load_recipe(recipe, overrides) for recipe in recipes]
+        names = [one.name for one in loaded]
+    elif len(recipes) == 1:
+        loaded = [load_recipe(load_recipe(recipes[0], overrides), changes) for changes in variants.values()]
+        names = list(variants)
+    else:
+        raise FinetuneError(f"variants are of one recipe, and got {len(recipes)}: name one recipe.")
+    resumed = [Path(_path(run)).expanduser() for run in resume]
+    outcomes = start_many(loaded, resumed, names=names, most=max_adapters, allow_code=allow_code)
+    for outcome in outcomes:
+        if outcome.folder is None and outcome.error is not None:
+            raise outcome.error
+    return {outcome.name: Run(outcome.folder) for outcome in outcomes if outcome.folder is not None}
 
 
 def resume(

@@ -25,6 +25,9 @@ STORE = "FINETUNE_STORE"
 MESSAGES = "FINETUNE_MESSAGES"
 """The file in which the main process leaves its messages for the launcher."""
 
+RUN_THREAD = "run "
+"""What the name of a thread begins with that trains one of several runs; the rest is the run's."""
+
 AGENT = "TORCHELASTIC_RUN_ID"
 """torch's agent sets it in each process that it starts."""
 OF_TORCH = (

@@ -20,33 +20,42 @@ NOTHING, SAVING, STOPPING = range(3)
 class Requests:
     """What was asked of this process so far.
 
-    Before there is anything to save a request to stop is a KeyboardInterrupt; with `deferred` it waits until
-    it is looked at. Asking twice is asking once, because schedulers and launchers repeat each other; Ctrl-C
-    after a request stops at once.
+    Before there is anything to save a request to stop is a KeyboardInterrupt; while `deferring` it waits
+    until it is looked at. Asking twice is asking once, because schedulers and launchers repeat each other;
+    Ctrl-C after a request stops at once.
     """
 
     def __init__(self) -> None:
         self.stop: signal.Signals | None = None
-        self.save = False
-        self.deferred = False
+        self.saves = 0
+        """How often a checkpoint was asked for."""
+        self._deferrals = 0
 
-    def take(self) -> int:
-        """What is to be done now: NOTHING, SAVING (once a request) or STOPPING; the largest of several
-        processes' counts."""
+    @contextmanager
+    def deferring(self) -> Iterator[None]:
+        """While this lasts, for any of those who ask for it, a request to stop waits."""
+        self._deferrals += 1
+        try:
+            yield
+        finally:
+            self._deferrals -= 1
+
+    def asked_for(self, saves_done: int) -> int:
+        """What is to be done now: NOTHING, SAVING (where more saves were asked for than are done) or
+        STOPPING; the largest of several processes' counts."""
         if self.stop is not None:
             return STOPPING
-        saving, self.save = self.save, False
-        return SAVING if saving else NOTHING
+        return SAVING if self.saves > saves_done else NOTHING
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The signals' handler."""
         asked, before = signal.Signals(number), self.stop
         if asked is SAVE:
-            self.save = True
+            self.saves += 1
             logger.info(f"{asked.name}: saving a checkpoint after this step")
             return
         self.stop = before or asked
-        if before is None and self.deferred:
+        if before is None and self._deferrals:
             logger.info(
                 f"{asked.name}: finishing this step and saving a checkpoint (Ctrl-C again to stop at once)"
             )

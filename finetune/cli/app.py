@@ -28,6 +28,7 @@ VERBS: dict[str, str] = {
     "convert": "convert",
     "data": "data",
     "train": "train",
+    "train-many": "train_many",
     "plan": "plan",
     "merge": "merge",
     "verify": "verify",
@@ -48,7 +49,7 @@ VERBS: dict[str, str] = {
     "selftest": "selftest",
     "schema": "schema",
 }
-TRAINING_VERBS = ("train", "quickstart")
+TRAINING_VERBS = ("train", "train-many", "quickstart")
 BROKEN_PIPE = 141  # as a shell reports SIGPIPE: the reader of our output has gone
 USAGE_ERROR: Any = typer.BadParameter.__base__
 """What typer raises for words that it doesn't know; it has no public name."""
@@ -69,7 +70,7 @@ class Verbs(TyperGroup):
             close = get_close_matches(cmd_name, VERBS, n=1)
             return ctx.fail(f"No such command {cmd_name!r}. Did you mean {close[0]!r}?") if close else None
         module = import_module(f"finetune.cli.{VERBS[cmd_name]}")
-        verb = getattr(module, cmd_name, None) or module.app
+        verb = getattr(module, VERBS[cmd_name], None) or module.app
         if not isinstance(verb, typer.Typer):
             single = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False)
             single.command(cmd_name)(verb)

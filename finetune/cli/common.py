@@ -12,6 +12,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from data_prep.text import clean_for_terminal
+from finetune.environment import RUN_THREAD
 from finetune.recipe.secrets import scrubbed, scrubbed_recipe
 
 RecipeArgument = Annotated[
@@ -104,7 +105,9 @@ class Messages(logging.Handler):
         """Print one message."""
         if self.unheard:
             return
-        label = "warning: " if record.levelno >= logging.WARNING else ""
+        thread = record.threadName or ""
+        label = f"{thread.removeprefix(RUN_THREAD)}: " if thread.startswith(RUN_THREAD) else ""
+        label += "warning: " if record.levelno >= logging.WARNING else ""
         try:
             out(label + record.getMessage(), stream=sys.stderr if self.as_json else sys.stdout)
         except OSError as error:

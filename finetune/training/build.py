@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallba
 
 from data_prep.epoch.stream import Stream
 from data_prep.preparation import PreparedData
+from data_prep.table.cache_key import tokenizer_sha256
 from data_prep.tokenizers.tokens import check_ids
 from data_prep.truncation import overlap_of
 from finetune.data import prepare_data, tokenizer_for
@@ -56,10 +57,12 @@ from finetune.recipe.heads import classifies
 from finetune.recipe.lock import CURRENT_RULES, Rules
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.every import NEVER
+from finetune.recipe.schema.train import TrainSection
 from finetune.runs.folder import ADAPTER_NOTES
 from finetune.training.arguments import optimizer_name, training_arguments
 from finetune.training.batches import Batching, Feed, StreamFeed, TableFeed
 from finetune.training.callbacks.epoch_marks import EpochMarks
+from finetune.training.company import Member
 from finetune.training.optimization.intervals import intervals_of
 from finetune.training.optimization.own_optimizers import own_optimizer
 from finetune.training.optimization.parameter_groups import Rates
@@ -94,6 +97,8 @@ class Inputs:
     """SHA-256 of files that format python may run; from the command line only."""
     rules: Rules = CURRENT_RULES
     """How the run carries its recipe out: a resumed one as it was started."""
+    member: Member | None = None
+    """Of a company of runs that train together; None for a run alone."""
 
 
 def seed_everything(seed: int) -> None:
@@ -242,19 +247,25 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
             install_fast_path(trained, engine, recipe.train.mlp_tile_tokens)
         if recipe.train.activation_offloading and choose_device().type == "cpu":
             logger.info("train.activation_offloading: on the CPU its copies free nothing: this is for GPUs")
-        if recipe.train.activation_checkpointing:
-            recompute_activations(
-                trained,
-                recipe.train.activation_checkpointing_every_layers,
-                keep_attention=recipe.train.activation_checkpointing_keep_attention,
-                offload=recipe.train.activation_offloading,
-            )
+        _recompute(recipe.train, trained)
         filling = empty_layers(trained)
         if filling is not None:
             filling.fill(choose_device(), partial(engine.share_layer, precision=inputs.precision.name))
     if not is_quantized(model):
         trained = engine.place(trained, choose_device())
+    if inputs.member is not None:
+        inputs.member.takes_part(trained, partial(_recompute, recipe.train))
     return trained
+
+
+def _recompute(train: TrainSection, model: torch.nn.Module) -> None:
+    if train.activation_checkpointing:
+        recompute_activations(
+            model,
+            train.activation_checkpointing_every_layers,
+            keep_attention=train.activation_checkpointing_keep_attention,
+            offload=train.activation_offloading,
+        )
 
 
 def load_base(recipe: Recipe, inputs: Inputs, engine: Engine = SINGLE) -> PreTrainedModel:
@@ -273,13 +284,35 @@ def load_base(recipe: Recipe, inputs: Inputs, engine: Engine = SINGLE) -> PreTra
     if _fills_layers(recipe, inputs, engine):
         model = load_around_layers(inputs.base, **options, engine=engine)
     else:
-        model = load_model(inputs.base, **options, rope_by_document=inputs.rules.training >= 2, engine=engine)
+        load = partial(
+            load_model, inputs.base, **options, rope_by_document=inputs.rules.training >= 2, engine=engine
+        )
+        model = load() if inputs.member is None else inputs.member.base(load, _common_facts(recipe, inputs))
     if recipe.train.sequence_parallel_size > 1:
         split_rows(model, recipe.train.sequence_parallel_size)
     grow_embeddings(model, len(inputs.tokenizer), engine)
     inputs.objective.prepare_model(model, pad_token_id(inputs.tokenizer))
     inputs.objective.install(model, most_chunks=this_group().most if engine.shards_weights else None)
     return model
+
+
+def _common_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    """What runs that train together have in common, by the names of the recipe."""
+    train, base = recipe.train, inputs.base.fingerprint()
+    return {
+        "model.base": f"{base.get('name')} with SHA-256 {base.get('sha256')}",
+        "model.rope_scaling": recipe.model.rope_scaling,
+        "the tokenizer's vocabulary": tokenizer_sha256(inputs.tokenizer),
+        "the base's quantisation": recipe.adapter.base_quantization,
+        "train.precision": inputs.precision.name,
+        "train.deterministic": train.deterministic,
+        "train.activation_checkpointing": (
+            train.activation_checkpointing,
+            train.activation_checkpointing_every_layers,
+            train.activation_checkpointing_keep_attention,
+            train.activation_offloading,
+        ),
+    }
 
 
 def _fills_layers(recipe: Recipe, inputs: Inputs, engine: Engine) -> bool:
@@ -352,6 +385,7 @@ def build_trainer(
         callbacks=[EpochMarks(intervals, saves_at_end=saves_at_end), *callbacks],
         rates=Rates(train.loraplus_lr_ratio, train.embedding_learning_rate),
         own_optimizer=own_optimizer(train),
+        member=inputs.member,
     )
     trainer.evaluation_counterparts = inputs.objective.counterparts(trainer.evaluation)
     try:
@@ -366,7 +400,8 @@ def build_trainer(
 def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
     """This process's share of the batches."""
     train, section, group = recipe.train, recipe.data, this_group()
-    packed = section.pack_length_tokens is not None
+    # What is computed with others' documents is packed, whatever the recipe says: the losses are the same.
+    packed = section.pack_length_tokens is not None or inputs.member is not None
     pad = pad_token_id(inputs.tokenizer)
     noise = train.seed if train.neftune_alpha is not None and inputs.rules.training >= 2 else None
     reader, part = divmod(group.rank, train.sequence_parallel_size)

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from finetune.runs.folder import RunFolder, create_run, open_run
 from finetune.runs.further import command_to_train_further
 from finetune.training import build
 from finetune.training.checkpoints.store import check_checkpoint, latest_checkpoint, remove_incomplete
+from finetune.training.company import Member
 from finetune.training.determinism import deterministic
 from finetune.training.provenance import (
     inexact_because,
@@ -56,13 +58,15 @@ def start(
     origins: dict[str, str] | None = None,
     accept: Callable[[Lock], None] = lambda lock: None,
     rules: Rules | None = None,
+    member: Member | None = None,
 ) -> Ended:
     """Train a recipe in a new run folder, or in `folder`, which its launcher made.
 
     `origins` says where each value of the recipe was written; `accept` may raise when it sees what the run is
-    made of; `rules` are an earlier version's, where its run is done again. Under a launcher each process
-    calls this. Nothing is left behind where it can't start. Raises KeyboardInterrupt where it is stopped
-    before the training began; the errors of finetune.errors and data_prep.errors.
+    made of; `rules` are an earlier version's, where its run is done again; a `member` of a company trains
+    with the others. Under a launcher each process calls this. Nothing is left behind where it can't start.
+    Raises KeyboardInterrupt where it is stopped before the training began; the errors of finetune.errors and
+    data_prep.errors.
     """
     environment.settle_training()
     recipe = tracked(recipe)
@@ -70,19 +74,22 @@ def start(
     with signals.listening() as requests:
         if group.is_main:
             sweep(Path(tempfile.gettempdir()))
-        inputs = build.build_inputs(recipe, rules=rules, allow_code=allow_code)
+        inputs = replace(build.build_inputs(recipe, rules=rules, allow_code=allow_code), member=member)
         group.form()
         run = _run_folder(recipe, name, folder, group)
+        if member is not None:
+            member.folder = run.path
         with _undone_unless_started(run, group, made=folder is None):
             lock = make_lock(
                 recipe, inputs, command, tracker_id(recipe, f"{run.name}-{secrets.token_hex(3)}"), origins
             )
             accept(lock)
             refuse_differences(group, lock)
-            with _claimed(run, group), journal(run.log_of(group.rank)):
+            with _claimed(run, group), journal(run.log_of(group.rank), alone=member is None):
                 if group.is_main:
                     _write_lock(run, lock)
-                session = open_session(run, lock, inputs, group=group, checkpoint=None, requests=requests)
+                asked = requests if member is None else member.asked
+                session = open_session(run, lock, inputs, group=group, checkpoint=None, requests=asked)
                 with _deferring(requests, group), deterministic(lock.recipe.train.deterministic):
                     summary = session.train()
     if not session.broken_off:
@@ -96,8 +103,11 @@ def resume(
     recipe: Recipe | None,
     allow_code: frozenset[str] = frozenset(),
     trust_checkpoint: bool = False,
+    member: Member | None = None,
+    newest: Path | None = None,
 ) -> Ended:
-    """Resume an interrupted run from its newest whole checkpoint, in the same tracker run.
+    """Resume an interrupted run from its newest whole checkpoint, or one up to `newest`, in the same tracker
+    run.
 
     Raises CheckpointError where the run is finished, or its base, tokenizer, data or precision are not what
     they were, where a recipe is given that isn't the run's, or where DeepSpeed would load somebody else's
@@ -111,7 +121,11 @@ def resume(
             "--trust-checkpoint is about DeepSpeed's checkpoints, and this is not DeepSpeed: leave it out."
         )
     run = open_run(path)
-    with signals.listening() as requests, _claimed(run, group), journal(run.log_of(group.rank)):
+    with (
+        signals.listening() as requests,
+        _claimed(run, group),
+        journal(run.log_of(group.rank), alone=member is None),
+    ):
         lock = read_lock(run.lock_path)
         if run.finished:
             raise CheckpointError(
@@ -127,6 +141,7 @@ def resume(
                 "new run."
             )
         inputs = build.build_inputs(lock.recipe, rules=lock.rules, allow_code=allow_code)
+        inputs = replace(inputs, member=member)
         now = make_lock(lock.recipe, inputs, lock.command, lock.tracker_id)
         refuse_changes(lock, now)
         if any(run.checkpoints.iterdir()):
@@ -138,12 +153,13 @@ def resume(
         if group.is_main:
             remove_incomplete(run.checkpoints)
         group.wait()
-        checkpoint = latest_checkpoint(run.checkpoints, check_checkpoint)
+        checkpoint = latest_checkpoint(run.checkpoints, check_checkpoint, newest)
         if checkpoint is None:
             logger.info("no checkpoint was saved: the training starts again before the first step")
         if checkpoint is not None and not trust_checkpoint:
             refuse_foreign_pickles(checkpoint, engine, group)
-        session = open_session(run, lock, inputs, group=group, checkpoint=checkpoint, requests=requests)
+        asked = requests if member is None else member.asked
+        session = open_session(run, lock, inputs, group=group, checkpoint=checkpoint, requests=asked)
         with _deferring(requests, group), deterministic(lock.recipe.train.deterministic):
             summary = session.train()
     if not session.broken_off:
@@ -197,11 +213,8 @@ def _deferring(requests: signals.Requests, group: Group) -> Iterator[None]:
 
     Raises KeyboardInterrupt where it came before.
     """
-    requests.deferred = True
-    try:
+    with requests.deferring():
         with contact(group):
             if group.any(requests.stop is not None):
                 raise KeyboardInterrupt
         yield
-    finally:
-        requests.deferred = False

@@ -2,6 +2,7 @@
 ends it."""
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,8 +24,9 @@ class _Scrubbing(logging.Formatter):
 
 
 @contextmanager
-def journal(path: Path) -> Iterator[None]:
-    """While this lasts the toolkit's messages, warnings of the libraries, and an exception go to the file.
+def journal(path: Path, *, alone: bool = True) -> Iterator[None]:
+    """While this lasts the toolkit's messages, warnings of the libraries, and an exception go to the file;
+    where a run isn't `alone`, those of its thread, and somebody else is `heard`.
 
     Raises OSError where the file is a link.
     """
@@ -33,11 +35,14 @@ def journal(path: Path) -> Iterator[None]:
         handler = logging.StreamHandler(closing.enter_context(append_own(path)))
         handler.setFormatter(_Scrubbing("%(asctime)s %(levelname)s %(message)s"))
         closing.callback(handler.close)
+        if alone:
+            closing.enter_context(heard())
+        else:
+            thread = threading.get_ident()
+            handler.addFilter(lambda record: record.thread == thread)
         for logger in map(logging.getLogger, LOGGERS):
             logger.addHandler(handler)
             closing.callback(logger.removeHandler, handler)
-        closing.enter_context(_messages_recorded(handler))
-        closing.enter_context(_warnings_recorded(handler))
         try:
             yield
         except Exception as error:
@@ -50,37 +55,31 @@ def _record(level: int, text: str) -> logging.LogRecord:
 
 
 @contextmanager
-def _messages_recorded(handler: logging.Handler) -> Iterator[None]:
-    """Let the toolkit's messages come to the handler, whatever level others want to hear of them."""
+def heard() -> Iterator[None]:
+    """While this lasts journals hear all of the toolkit's messages, whatever level others want, and Python's
+    own warnings, which are shown as before too."""
     toolkit = logging.getLogger("finetune")
     level, wanted = toolkit.level, toolkit.getEffectiveLevel()
-    others = [other for other in (*toolkit.handlers, *logging.getLogger().handlers) if other is not handler]
+    others = [*toolkit.handlers, *logging.getLogger().handlers]
+    shown = warnings.showwarning
 
-    def heard(record: logging.LogRecord) -> bool:
+    def is_wanted(record: logging.LogRecord) -> bool:
         return record.levelno >= wanted or record.name.partition(".")[0] != "finetune"
 
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        shown(message, category, *place)
+        record = _record(logging.WARNING, f"{category.__name__}: {message}")
+        for handler in (handler for handler in toolkit.handlers if handler not in others):
+            handler.handle(record)
+
     toolkit.setLevel(min(wanted, logging.INFO))
+    warnings.showwarning = cast(Any, show)
     for other in others:
-        other.addFilter(heard)
+        other.addFilter(is_wanted)
     try:
         yield
     finally:
         for other in others:
-            other.removeFilter(heard)
-        toolkit.setLevel(level)
-
-
-@contextmanager
-def _warnings_recorded(handler: logging.Handler) -> Iterator[None]:
-    """Python's own warnings, which are shown as before too."""
-    shown = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-        shown(message, category, *place)
-        handler.handle(_record(logging.WARNING, f"{category.__name__}: {message}"))
-
-    warnings.showwarning = cast(Any, show)
-    try:
-        yield
-    finally:
+            other.removeFilter(is_wanted)
         warnings.showwarning = shown
+        toolkit.setLevel(level)

@@ -110,7 +110,7 @@ def open_session(
         for name in tracking.trackers
     }
     tracker = SeveralTrackers(list(guards.values()))
-    progress = Progress()
+    progress = Progress(moves=inputs.member is None)
     log = MetricsLog(run.metrics_path if group.is_main else None, trainer, tracker, progress.show)
     trainer.add_callback(log)
     integrations = [add_integration(trainer, name, run.path, guard) for name, guard in guards.items()]

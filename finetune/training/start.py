@@ -72,14 +72,14 @@ def start(
 
             folder = launched(plan, loaded, resumed, words)
             return None if folder is None else Trained(folder, str(open_run(folder).outcome()["status"]))
-    with _alone():
+    with alone():
         return _train_here(
             loaded, resumed, allowed, trust_checkpoint=trust_checkpoint, command=shell_command(*words)
         )
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Raises LaunchError where another thread of this process trains: generators, signals and logs are one
     for both."""
     if not _training.acquire(blocking=False):

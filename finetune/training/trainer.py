@@ -26,12 +26,14 @@ from finetune.engines.group import Group
 from finetune.engines.sharded import gathered_weights
 from finetune.errors import TrainingError
 from finetune.models.device import widest_type
+from finetune.models.kernels.noise import seed_of
 from finetune.models.loss import IGNORE_INDEX, Part
 from finetune.objectives import Objective
 from finetune.runs.checkpoint import MARKER, PREFIX
 from finetune.training.batches import Feed, evaluation_batches
 from finetune.training.checkpoints.contents import COUNTERS, read_counters, read_state
 from finetune.training.checkpoints.store import gone_if_disk_is_full, keep_newest, mark_complete
+from finetune.training.company import Member
 from finetune.training.next_step import NextStep
 from finetune.training.optimization.own_optimizers import Maker
 from finetune.training.optimization.parameter_groups import NO_RATES, Rates
@@ -65,10 +67,12 @@ class ExactTrainer(Trainer):
         engine: Engine,
         rates: Rates = NO_RATES,
         own_optimizer: Maker | None = None,
+        member: Member | None = None,
         **options: Any,
     ):
-        """`own_optimizer` takes the place of transformers'."""
-        self.engine, self.rates = engine, rates
+        """`own_optimizer` takes the place of transformers'; the steps of a `member` of a company are computed
+        with the others'."""
+        self.engine, self.rates, self.member = engine, rates, member
         if own_optimizer is not None:
             options["optimizer_cls_and_kwargs"] = own_optimizer
         # The Trainer only wants to know that there is something to evaluate on; see evaluate.
@@ -194,6 +198,14 @@ class ExactTrainer(Trainer):
         if self.group.world_size == 1:
             return total
         return cast(torch.Tensor, self.accelerator.reduce(total.to(self.args.device, widest_type()))).cpu()
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *arguments: Any) -> torch.Tensor:
+        """A micro-batch forward and backward, by itself or in its company."""
+        if self.member is None:
+            return super().training_step(model, inputs, *arguments)
+        seed = seed_of(self.args.seed, self.state.global_step, len(self.step_losses))
+        with self.member.together(seed):
+            return super().training_step(model, inputs, *arguments)
 
     def compute_loss(
         self,
@@ -381,6 +393,7 @@ class ExactTrainer(Trainer):
             "feed": self.steps.state,
             "start": self.start_hash,
             "values": self.values_hash,
+            "company_passes": self.member.passes if self.member is not None else 0,
         }
 
     def load_counters(self, checkpoint: Path) -> None:

@@ -50,12 +50,11 @@ def test_an_interrupt_that_an_import_lost_is_still_one() -> None:
 def test_a_deferred_stop_waits_and_is_the_first_one() -> None:
     """Later signals repeat it, as schedulers and launchers do; Ctrl-C after it stops at once."""
     said: list[str] = []
-    with hearing(said.append), signals.listening() as requests:
-        requests.deferred = True
-        assert requests.take() == signals.NOTHING
+    with hearing(said.append), signals.listening() as requests, requests.deferring():
+        assert requests.asked_for(0) == signals.NOTHING
         for name in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
             send(name)
-        assert requests.take() == requests.take() == signals.STOPPING
+        assert requests.asked_for(0) == signals.STOPPING
         assert said == ["SIGUSR1: finishing this step and saving a checkpoint (Ctrl-C again to stop at once)"]
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
@@ -66,11 +65,11 @@ def test_saving_is_asked_for_once() -> None:
     with signals.listening() as requests:
         send(signal.SIGUSR2)
         send(signal.SIGUSR2)
-        assert [requests.take(), requests.take()] == [signals.SAVING, signals.NOTHING]
-        requests.deferred = True
-        send(signal.SIGUSR2)
-        send(signal.SIGTERM)
-        assert requests.take() == signals.STOPPING
+        assert [requests.asked_for(0), requests.asked_for(2)] == [signals.SAVING, signals.NOTHING]
+        with requests.deferring():
+            send(signal.SIGUSR2)
+            send(signal.SIGTERM)
+        assert requests.asked_for(2) == signals.STOPPING
 
 
 def test_handlers_are_put_back_and_what_is_ignored_stays_ignored() -> None:
@@ -106,7 +105,7 @@ def test_what_is_held_back_is_delivered_to_who_listens() -> None:
     """A child that inherits the hold is not killed by what comes before it listens, and gets it then."""
     program = (
         "import sys, time\nfrom finetune import signals\nprint('up', flush=True)\ntime.sleep(0.5)\n"
-        "with signals.listening() as requests:\n    print(requests.take(), flush=True)\n"
+        "with signals.listening() as requests:\n    print(requests.asked_for(0), flush=True)\n"
     )
     old = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     signals.hold()

@@ -125,8 +125,7 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
         finally:
             ended.set()
 
-    with _environment(launch, run) as folder, signals.listening() as requests:
-        requests.deferred = True
+    with _environment(launch, run) as folder, signals.listening() as requests, requests.deferring():
         # Beside the main thread the agent leaves signals alone; it would kill a process 30 seconds after one.
         threading.Thread(target=work).start()
         said = FromWorkers(folder / FILE)
@@ -182,7 +181,7 @@ def _pass_signals_on(
     import psutil
 
     told: set[int] = set()
-    killed = False
+    killed, saves = False, requests.saves
     while not ended.is_set():
         # Not Thread.join, which takes a thread for ended where an exception comes in the midst of it (Python
         # 3.11).
@@ -194,8 +193,8 @@ def _pass_signals_on(
                 stopped.set()
                 tell([worker for worker in workers if worker.pid not in told], requests.stop)
                 told |= {worker.pid for worker in workers}
-            elif requests.save and workers:
-                requests.save = False
+            elif requests.saves > saves and workers:
+                saves = requests.saves
                 tell(workers, signals.SAVE)
         except KeyboardInterrupt:
             stopped.set()

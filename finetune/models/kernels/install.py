@@ -6,6 +6,7 @@ Weights stay where peft has them, so saving, loading and merging know nothing of
 import logging
 import types
 from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,12 +42,11 @@ def install_fast_path(model: nn.Module, engine: Engine = SINGLE, mlp_tile_tokens
 
     MLPs are computed over tiles of `mlp_tile_tokens`. Raises ModelError where not all of them can be.
     """
+    install_around_lora(model, engine)
     fused, kept, gated_mlps = 0, Counter[str](), 0
     config: Any = model.config
     family = family_of(config.model_type)
-    norms, mlps, groups = (
-        (family.fused_norms, family.fused_mlps, family.shared_inputs) if family else ((), (), ())
-    )
+    mlps, groups = (family.fused_mlps, family.shared_inputs) if family else ((), ())
     factors = FactorsOfModel(_decoder(model) if family and not engine.shards_weights else None)
     for module in list(model.modules()):
         if isinstance(module, LoraLayer):
@@ -56,36 +56,50 @@ def install_fast_path(model: nn.Module, engine: Engine = SINGLE, mlp_tile_tokens
                 fused += 1
             else:
                 kept[reason] += 1
-        elif type(module).__name__ in norms and _is_frozen_here(module.weight, engine):
-            module.forward = types.MethodType(_norm(module.forward), module)
     for module in list(model.modules()):
         for group in groups:
             if _all_fusable(module, engine, *group):
-                OneInput([getattr(module, name) for name in group], engine, factors).install()
-        if type(module).__name__ in mlps and _is_silu(module.act_fn):
-            module.forward = types.MethodType(with_fused_product(module.forward, two_branches), module)
-            if _all_fusable(module, engine, "gate_proj", "up_proj", "down_proj"):
-                module.forward = types.MethodType(
-                    _gated_mlp(module.forward, engine, factors, mlp_tile_tokens), module
-                )
-                gated_mlps += 1
-        elif family and type(module).__name__ in family.packed_mlps and _is_silu(module.activation_fn):
-            module.forward = types.MethodType(with_fused_product(module.forward, halves), module)
+                layers = [getattr(module, name) for name in group]
+                OneInput(layers, partial(_side_by_side, layers, engine, factors)).install()
+        if (
+            type(module).__name__ in mlps
+            and is_silu(module.act_fn)
+            and _all_fusable(module, engine, "gate_proj", "up_proj", "down_proj")
+        ):
+            module.forward = types.MethodType(
+                _gated_mlp(module.forward, engine, factors, mlp_tile_tokens), module
+            )
+            gated_mlps += 1
     if mlp_tile_tokens is not None and gated_mlps < config.num_hidden_layers:
         raise ModelError(
             f"train.mlp_tile_tokens: {config.num_hidden_layers - gated_mlps} of this model's "
             f"{config.num_hidden_layers} MLPs can't be computed in tiles: that is for MLPs of a known family "
             "with a fused LoRA on gate_proj, up_proj and down_proj in every layer. Remove it."
         )
+    for reason, count in kept.items():
+        logger.info("%d LoRA layers are not fused: %s", count, reason)
+    return fused
+
+
+def install_around_lora(model: nn.Module, engine: Engine = SINGLE) -> None:
+    """The same of norms, sums, positions and the product in a gated MLP, with or without LoRA layers; the log
+    says once what transformers computes."""
+    config: Any = model.config
+    family = family_of(config.model_type)
+    norms, mlps = (family.fused_norms, family.fused_mlps) if family else ((), ())
+    for module in list(model.modules()):
+        if type(module).__name__ in norms and _is_frozen_here(module.weight, engine):
+            module.forward = types.MethodType(_norm(module.forward), module)
+        elif type(module).__name__ in mlps and is_silu(module.act_fn):
+            module.forward = types.MethodType(with_fused_product(module.forward, two_branches), module)
+        elif family and type(module).__name__ in family.packed_mlps and is_silu(module.activation_fn):
+            module.forward = types.MethodType(with_fused_product(module.forward, halves), module)
     left = [what for what, classes in (("norms", norms), ("MLPs", mlps)) if not classes]
     left += _fuse_layers(model, family, engine) if family else []
     if left:
         logger.info(
             "the %s of %s are computed by transformers' own forward", " and ".join(left), config.model_type
         )
-    for reason, count in kept.items():
-        logger.info("%d LoRA layers are not fused: %s", count, reason)
-    return fused
 
 
 def _decoder(model: Any) -> nn.Module:
@@ -144,7 +158,8 @@ def _all_fusable(module: nn.Module, engine: Engine, *names: str) -> bool:
     return all(isinstance(layer, LoraLayer) and unsupported(layer, engine) is None for layer in layers)
 
 
-def _is_silu(activation: Any) -> bool:
+def is_silu(activation: Any) -> bool:
+    """Whether an MLP's activation is the one that is fused."""
     return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
 
 
@@ -193,8 +208,10 @@ class OneInput:
     An attention's own forward, whichever family's, calls q, k and v so.
     """
 
-    def __init__(self, layers: list[Any], engine: Engine, factors: FactorsOfModel):
-        self.layers, self.engine, self.factors = layers, engine, factors
+    def __init__(self, layers: list[Any], compute: Callable[[torch.Tensor], Sequence[torch.Tensor] | None]):
+        """`compute` gives all their outputs; None for a call that isn't supported, which each layer's own
+        forward computes."""
+        self.layers, self.compute = layers, compute
         self.x: torch.Tensor | None = None
         self.outputs: dict[Any, torch.Tensor] = {}
 
@@ -207,15 +224,10 @@ class OneInput:
         def forward(layer: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
             if x is self.x and layer in self.outputs:
                 return self._take(layer)
-            dtype = (
-                None
-                if arguments or options or any(map(_dropout, self.layers))
-                else _compute_type(self.layers, x, self.engine)
-            )
-            if dtype is None:
+            outputs = None if arguments or options else self.compute(x)
+            if outputs is None:
                 output: torch.Tensor = own_forward(x, *arguments, **options)
                 return output
-            outputs = _fused(self.layers, x, dtype, self.factors)
             self.x, self.outputs = x, dict(zip(self.layers, outputs, strict=True))
             return self._take(layer)
 
@@ -226,6 +238,13 @@ class OneInput:
         if not self.outputs:
             self.x = None
         return output
+
+
+def _side_by_side(
+    layers: list[Any], engine: Engine, factors: FactorsOfModel, x: torch.Tensor
+) -> Sequence[torch.Tensor] | None:
+    dtype = None if any(map(_dropout, layers)) else _compute_type(layers, x, engine)
+    return None if dtype is None else _fused(layers, x, dtype, factors)
 
 
 def _fused(

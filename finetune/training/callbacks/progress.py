@@ -34,11 +34,12 @@ def describe(step: int, total: int, metrics: dict[str, float], eta_seconds: floa
 class Progress:
     """Shows metrics as they are logged; `show` is called at each log."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, moves: bool = True) -> None:
+        """Without `moves` there are plain lines on a terminal too, where several runs show their own."""
         self.first: tuple[float, int] | None = None
         self.printed_tenths = -1
         self.status: Any = None
-        if sys.stderr.isatty():
+        if moves and sys.stderr.isatty():
             from rich.console import Console
 
             self.status = Console(stderr=True).status("starting")

@@ -54,6 +54,8 @@ class Counters(BaseModel):
     values: str = ""
     """The hash of what the objective computed of the rows before the first step; empty where it computes
     nothing."""
+    company_passes: Count = 0
+    """How often the runs that train together were computed together; 0 for a run alone."""
 
 
 class LoggedEntry(BaseModel, extra="allow"):

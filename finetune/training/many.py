@@ -1,0 +1,185 @@
+"""Train several recipes of one base together, in one process. Loads no torch by itself."""
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.errors import DataError
+from finetune import environment, signals
+from finetune.errors import CheckpointError, FinetuneError, TrainingError
+from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.lock import read_lock
+from finetune.recipe.rules.packages import check_packages
+from finetune.recipe.schema import Recipe
+from finetune.runs.commands import shell_command
+from finetune.runs.folder import open_run
+from finetune.training.start import alone
+
+if TYPE_CHECKING:
+    from finetune.training.company import Member
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """What became of one of the runs."""
+
+    name: str
+    folder: Path | None = None
+    """The run's; None where it could not start."""
+    status: str = "failed"
+    """finished, stopped or failed."""
+    error: Exception | None = None
+
+
+def start_many(
+    recipes: Sequence[LoadedRecipe],
+    resumed: Sequence[Path] = (),
+    *,
+    names: Sequence[str] = (),
+    most: int = 8,
+    allow_code: Collection[str] = (),
+    arguments: Sequence[str] = ("train-many",),
+) -> list[Outcome]:
+    """Train the recipes, called by `names`, and resume runs, at most so many at a time; what became of each.
+
+    A run that fails or ends leaves, and the others continue. Raises FinetuneError, before anything is
+    trained, where one of them can't be trained together with others; KeyboardInterrupt where Ctrl-C came
+    twice.
+    """
+    called = _unique([*(names or [loaded.name for loaded in recipes]), *(path.name for path in resumed)])
+    if len(called) < 2:
+        raise TrainingError(
+            f"got {len(called)} runs to train together, expected at least two; finetune train trains one."
+        )
+    if most < 1:
+        raise TrainingError(f"at most {most} runs at a time; expected a number from 1.")
+    if environment.is_worker() or environment.has_company():
+        raise TrainingError(
+            "several recipes are trained together in one process: start it without a launcher."
+        )
+    wanted = [loaded.recipe for loaded in recipes]
+    wanted += [read_lock(open_run(path.resolve()).lock_path).recipe for path in resumed]
+    for name, recipe in zip(called, wanted, strict=True):
+        check_packages(recipe)
+        problem = problem_of(recipe)
+        if problem is not None:
+            raise TrainingError(f"{name}: {problem}. Train it alone.")
+    environment.settle_training()
+    paths = [path.resolve() for path in resumed]
+    passes, newest = _where_they_were_together(paths)
+    outcomes = [Outcome(name) for name in called]
+    allowed, command = frozenset(allow_code), shell_command(*arguments)
+    begun = [
+        *(partial(_train, loaded, allowed, command) for loaded in recipes),
+        *(partial(_resume, path, allowed, newest.get(path)) for path in paths),
+    ]
+
+    from finetune.training.company import Company
+    from finetune.training.run_log import heard
+
+    with alone(), signals.listening() as requests, requests.deferring(), heard():
+        Company(most, requests, passes).run(
+            (environment.RUN_THREAD + outcome.name, partial(_carried_out, outcome, work))
+            for outcome, work in zip(outcomes, begun, strict=True)
+        )
+    return outcomes
+
+
+def problem_of(recipe: Recipe) -> str | None:
+    """What of a recipe can't be trained together with others; None where it can."""
+    adapter, train = recipe.adapter, recipe.train
+    found = {
+        "adapter.method: full trains the base, which the others share": adapter.method == "full",
+        f"adapter.init: {adapter.init} alters the base, which the others share": adapter.starts_at_base
+        or adapter.init == "loftq",
+        "adapter.use_dora isn't computed for several adapters at once": adapter.use_dora,
+        "adapter.modules_to_save are the base's, which the others share": bool(adapter.modules_to_save),
+        "model.new_tokens are rows of the base's embedding, which the others share": bool(
+            recipe.model.new_tokens
+        ),
+        "a head is one of its own, and the others share the base's": recipe.model.classifies,
+        "train.precision: fp16 has a loss scale, which one adapter would set for all": train.precision
+        == "fp16",
+        "train.mlp_tile_tokens is for one adapter": train.mlp_tile_tokens is not None,
+        "train.sequence_parallel_size is for several processes": train.sequence_parallel_size > 1,
+    }
+    return next((text for text, holds in found.items() if holds), None)
+
+
+def _carried_out(outcome: Outcome, work: "partial[tuple[Path, str]]", member: "Member") -> None:
+    """One run, in its own thread; its error is its own."""
+    try:
+        outcome.folder, outcome.status = work(member)
+    except (FinetuneError, DataError, OSError, MemoryError, RuntimeError) as error:
+        outcome.error = error
+        outcome.folder = member.folder if member.folder is not None and member.folder.is_dir() else None
+        logger.error(f"{type(error).__name__}: {error}; the other runs continue")
+    except KeyboardInterrupt:
+        outcome.status = "stopped"
+        raise
+
+
+def _train(
+    loaded: LoadedRecipe, allow_code: frozenset[str], command: str, member: "Member"
+) -> tuple[Path, str]:
+    from finetune.training import run
+
+    folder, summary = run.start(
+        loaded.recipe,
+        name=member.name.removeprefix(environment.RUN_THREAD),
+        command=command,
+        allow_code=allow_code,
+        origins=loaded.origins,
+        member=member,
+    )
+    return folder.path, summary["status"]
+
+
+def _resume(
+    path: Path, allow_code: frozenset[str], newest: Path | None, member: "Member"
+) -> tuple[Path, str]:
+    from finetune.training import run
+
+    folder, summary = run.resume(path, recipe=None, allow_code=allow_code, member=member, newest=newest)
+    return folder.path, summary["status"]
+
+
+def _where_they_were_together(runs: Sequence[Path]) -> tuple[int, dict[Path, Path]]:
+    """The last common pass after which each of the runs has a checkpoint, and these: one that was killed may
+    have left one run's checkpoint and not yet another's. None where there is no such pass."""
+    from finetune.runs.checkpoint import complete_checkpoints
+    from finetune.training.checkpoints.contents import read_counters
+
+    found: dict[Path, dict[int, Path]] = {}
+    for run in runs:
+        found[run] = {}
+        for checkpoint in complete_checkpoints(run / "checkpoints"):
+            with suppress(CheckpointError):  # which is said when it would be resumed from
+                found[run][read_counters(checkpoint).company_passes] = checkpoint
+    common = set.intersection(*(set(of_run) for of_run in found.values())) - {0} if found else set[int]()
+    if not common:
+        if any(found.values()):
+            logger.info(
+                "the runs have no checkpoints of the same moment: each resumes from its newest, and may "
+                "differ in its last digits from an uninterrupted one"
+            )
+        return 0, {}
+    passes = max(common)
+    return passes, {run: of_run[passes] for run, of_run in found.items()}
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names, a number behind those that others have too."""
+    counts, seen = Counter(names), Counter[str]()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(f"{name}-{seen[name]}" if counts[name] > 1 else name)
+    return found
