@@ -188,6 +188,11 @@ class Engine:
                 "train.mlp_tile_tokens: its LoRA layers are computed by peft, where MLPs have no tiles. Take "
                 "ddp, zero2 or fsdp2, or remove it."
             )
+        if recipe.train.riemannian_damping is not None and (self.takes_over or self.shards_weights):
+            return (
+                "train.riemannian_damping: it needs the adapter's matrices and gradients whole, and they are "
+                "cut up. Take ddp, or remove it."
+            )
         if self.shards_weights and recipe.objective.names_reference:
             return (
                 "objective.reference (an adapter): each process would hold the model under it whole, and "

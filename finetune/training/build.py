@@ -383,7 +383,7 @@ def build_trainer(
         group=this_group(),
         engine=current(),
         callbacks=[EpochMarks(intervals, saves_at_end=saves_at_end), *callbacks],
-        rates=Rates(train.loraplus_lr_ratio, train.embedding_learning_rate),
+        rates=Rates(train.loraplus_lr_ratio, train.embedding_learning_rate, train.riemannian_damping),
         own_optimizer=own_optimizer(train),
         member=inputs.member,
     )

@@ -37,6 +37,7 @@ from finetune.training.company import Member
 from finetune.training.next_step import NextStep
 from finetune.training.optimization.own_optimizers import Maker
 from finetune.training.optimization.parameter_groups import NO_RATES, Rates
+from finetune.training.optimization.riemannian import precondition
 
 T = TypeVar("T")
 
@@ -109,6 +110,8 @@ class ExactTrainer(Trainer):
             optimizer = super().create_optimizer(model)
             names = {weight: name for name, weight in self.model.named_parameters() if weight.requires_grad}
             self.group_rates = self.rates.split(optimizer, names, self.args.learning_rate)
+            if self.rates.riemannian_damping is not None:
+                precondition(optimizer, self.model, self.rates.riemannian_damping)
         return cast(torch.optim.Optimizer, self.optimizer)
 
     def _get_learning_rate(self) -> float:

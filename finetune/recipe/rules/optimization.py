@@ -95,6 +95,14 @@ def _rates(recipe: Recipe, given: Given) -> RuleProblem:
     train, adapter = recipe.train, recipe.adapter
     if train.loraplus_lr_ratio is not None and adapter.method == "full":
         yield "train.loraplus_lr_ratio", "method full has no adapter, and so no matrices B; remove this"
+    if train.riemannian_damping is not None and adapter.method == "full":
+        yield "train.riemannian_damping", "method full has no adapter to precondition; remove this"
+    if train.riemannian_damping is not None and adapter.starts_at_base:
+        yield (
+            "train.riemannian_damping",
+            f"half of the adapter that adapter.init {adapter.init} makes is frozen, which the preconditioner "
+            "doesn't know; remove one of the two",
+        )
     whole = VOCABULARY & set(map(last_part, adapter.modules_to_save))
     trains = adapter.method == "full" or recipe.model.new_tokens or whole
     if train.embedding_learning_rate is not None and not trains:

@@ -76,6 +76,11 @@ class TrainSection(Section):
     """The matrices B of the adapter have this many times the learning rate (LoRA+, Hayou et al. 2024,
     arXiv:2402.12354)."""
 
+    riemannian_damping: Annotated[float, Field(gt=0, le=1e4)] | None = None
+    """The gradients of the adapter's A and B are preconditioned by (B^T B + d I)^-1 and (A A^T + d I)^-1,
+    with this d (Riemannian-preconditioned LoRA, Zhang and Pilanci 2024, arXiv:2402.02347; 0.01 is peft's);
+    not when absent."""
+
     embedding_learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
     """The highest learning rate of embed_tokens and lm_head, where they are trained: adapter.modules_to_save,
     model.new_tokens, or method full."""

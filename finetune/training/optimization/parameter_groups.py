@@ -10,12 +10,14 @@ from finetune.models.architectures.base import VOCABULARY
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates beside train.learning_rate."""
+    """Learning rates beside train.learning_rate, and what else the size of a part's steps depends on."""
 
     loraplus_ratio: float | None = None
     """How many times the learning rate the matrices B of LoRA have: Hayou et al. 2024, arXiv:2402.12354."""
     embeddings: float | None = None
     """That of the embedding and the head that predicts tokens, where they are trained."""
+    riemannian_damping: float | None = None
+    """With which the adapter's gradients are preconditioned (optimization/riemannian.py)."""
 
     def kind_of(self, name: str) -> str | None:
         """The kind of a parameter, by its name in the model; None for one that has train.learning_rate."""

@@ -138,6 +138,11 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
         ("train: {step_decay_factor: 0.85}", "train.step_decay_factor  only schedule step has it"),
         ("train: {schedule: step, step_decay_every: never}", "train.step_decay_every  a learning rate that"),
         ("{train: {loraplus_lr_ratio: 16}, adapter: {method: full}}", "train.loraplus_lr_ratio  method full"),
+        (
+            "{train: {riemannian_damping: 0.01}, adapter: {method: full}}",
+            "train.riemannian_damping  method full",
+        ),
+        ("{train: {riemannian_damping: 0.01}, adapter: {init: olora}}", "train.riemannian_damping  half of"),
         ("train: {embedding_learning_rate: 1e-5}", "train.embedding_learning_rate  neither embed_tokens"),
         ("{train: {embedding_learning_rate: 1e-5}, model: {new_tokens: [a]}}", None),
         ("{train: {embedding_learning_rate: 1e-5}, adapter: {modules_to_save: [model.embed_tokens]}}", None),
