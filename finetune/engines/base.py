@@ -193,6 +193,11 @@ class Engine:
                 "train.riemannian_damping: it needs the adapter's matrices and gradients whole, and they are "
                 "cut up. Take ddp, or remove it."
             )
+        if self.shards_weights and recipe.objective.teaches:
+            return (
+                "objective.teacher: each process would hold the teacher whole, or gather the student once "
+                f"more, and {self.name} cuts models up. Take ddp."
+            )
         if self.shards_weights and recipe.objective.names_reference:
             return (
                 "objective.reference (an adapter): each process would hold the model under it whole, and "

@@ -116,9 +116,10 @@ def load_adapted(
     vocabulary: int,
     dtype: torch.dtype,
     quantization: str | None = None,
+    attention: str = "sdpa",
 ) -> PreTrainedModel:
     """The base with its adapter where there is one, in eval mode; embeddings grow to `vocabulary`, the
-    tokenizer's size.
+    tokenizer's size. `attention` is load_model's.
 
     `quantization` is how the base was quantised that the adapter was trained on.
 
@@ -128,8 +129,9 @@ def load_adapted(
     with generators_kept(choose_device()):
         torch.manual_seed(0)
         loaded = load_model(
-            base, dtype=dtype, quantization=quantization, rope_scaling=model.rope_scaling, head=model.head
-        )
+            base, dtype=dtype, quantization=quantization, rope_scaling=model.rope_scaling,
+            head=model.head, attention=attention,
+        )  # fmt: skip
         grow_embeddings(loaded, vocabulary)
     if model.classifies:
         getattr(loaded, CLASSIFIER).float()  # as it was trained, and before the adapter brings its own

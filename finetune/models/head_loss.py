@@ -1,4 +1,4 @@
-"""Head and cross-entropy in one pass, whose gradients are made where the logits are.
+"""Head and loss in one pass, whose gradients are made where the logits are.
 
 Shapes: N positions, D model width, V vocabulary. The gradient of a position's loss is known up to its factor
 as soon as its logits are, so they are made once, turned into their gradient where they stand, and multiplied
@@ -6,6 +6,7 @@ back. One chunk's logits are in memory. As in Liger's fused linear cross-entropy
 arXiv:2410.10989).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +21,22 @@ SHARE_OF_FREE = 0.25
 """Of a GPU's free memory, for the logits of a chunk and what is made of them."""
 
 
+Criterion = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
+"""Of the logits (n x V, whose memory it may use) at these of the N positions: the losses (n), and the
+gradients of their logits (n x V)."""
+
+
+def cross_entropy(labels: torch.Tensor, smoothing: float = 0.0) -> Criterion:
+    """That of labels (N)."""
+
+    def criterion(logits: torch.Tensor, here: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return losses_to_gradient(logits, labels[here], smoothing)
+
+    return criterion
+
+
 class FrozenHeadLoss(torch.autograd.Function):
-    """The cross-entropy of each position (N) through a head that isn't trained: two matrix products in place
-    of three.
+    """The loss of each position (N) through a head that isn't trained: two matrix products in place of three.
 
     What a family does behind its head (`change`) is autograd's to turn back.
     """
@@ -32,12 +46,11 @@ class FrozenHeadLoss(torch.autograd.Function):
         ctx: Any,
         states: torch.Tensor,
         weight: torch.Tensor,
-        labels: torch.Tensor,
-        label_smoothing: float,
+        criterion: Criterion,
         change: Head | None = None,
     ) -> torch.Tensor:
         learns = Learns(states=ctx.needs_input_grad[0])
-        losses, gradient, _ = one_pass(states, weight, labels, label_smoothing, change, learns)
+        losses, gradient, _ = one_pass(states, weight, criterion, change, learns)
         ctx.save_for_backward(gradient)
         return losses
 
@@ -45,12 +58,12 @@ class FrozenHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, factors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
         (gradient,) = ctx.saved_tensors
         # In the factors' type: rounded to bf16, one over a number of tokens is off by up to 0.4 %.
-        return (gradient * factors[:, None]).to(gradient.dtype), None, None, None, None
+        return (gradient * factors[:, None]).to(gradient.dtype), None, None, None
 
 
 class TrainedHeadLoss(torch.autograd.Function):
-    """The sum of the cross-entropy, each position's by its factor (N; None for 1), through a head that is
-    trained: three matrix products in place of four.
+    """The sum of the losses, each position's by its factor (N; None for 1), through a head that is trained:
+    three matrix products in place of four.
 
     The products are taken in `dtype`. The head's gradient is summed over the chunks in float32, or float64
     where the head is, which takes as much memory as that gradient itself.
@@ -61,16 +74,13 @@ class TrainedHeadLoss(torch.autograd.Function):
         ctx: Any,
         states: torch.Tensor,
         weight: torch.Tensor,
-        labels: torch.Tensor,
+        criterion: Criterion,
         factors: torch.Tensor | None,
-        label_smoothing: float,
         change: Head | None,
         dtype: torch.dtype,
     ) -> torch.Tensor:
         learns = Learns(ctx.needs_input_grad[0], ctx.needs_input_grad[1], factors)
-        losses, for_states, for_weight = one_pass(
-            states, weight.to(dtype), labels, label_smoothing, change, learns
-        )
+        losses, for_states, for_weight = one_pass(states, weight.to(dtype), criterion, change, learns)
         ctx.save_for_backward(for_states, for_weight)
         ctx.weight_type = weight.dtype
         return (losses if factors is None else losses * factors.to(losses)).sum()
@@ -82,7 +92,7 @@ class TrainedHeadLoss(torch.autograd.Function):
             for_states = (for_states * factor.reshape(1, 1)).to(for_states.dtype)
         if for_weight is not None:
             for_weight = (for_weight * factor).to(ctx.weight_type)
-        return for_states, for_weight, None, None, None, None, None
+        return for_states, for_weight, None, None, None, None
 
 
 class Learns(NamedTuple):
@@ -97,8 +107,7 @@ class Learns(NamedTuple):
 def one_pass(
     states: torch.Tensor,
     weight: torch.Tensor,
-    labels: torch.Tensor,
-    smoothing: float,
+    criterion: Criterion,
     change: Head | None,
     learns: Learns,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -106,12 +115,12 @@ def one_pass(
     and the gradients of the states and of the weight, where they are asked for."""
     for_states = torch.empty_like(states) if learns.states else None
     wide = torch.float64 if states.dtype == torch.float64 else torch.float32
-    losses = torch.empty(len(labels), dtype=wide, device=states.device)
+    losses = torch.empty(len(states), dtype=wide, device=states.device)
     for_weight = torch.zeros_like(weight, dtype=wide) if learns.weight else None
     any_learns = learns.states or learns.weight
     at_once = chunk_positions(states.device, weight, for_gradient=any_learns)
     with torch.autocast(states.device.type, enabled=False):
-        for start in range(0, len(labels), at_once):
+        for start in range(0, len(states), at_once):
             here = slice(start, start + at_once)
             part = states[here].to(weight.dtype)
             logits = part @ weight.T
@@ -120,7 +129,7 @@ def one_pass(
                     before = logits.to(wide).requires_grad_(any_learns)
                     after = change(before)
                 logits = after.detach().clone()
-            losses[here], logits = losses_to_gradient(logits, labels[here], smoothing)
+            losses[here], logits = criterion(logits, here)
             if not any_learns:
                 continue
             if change is not None:

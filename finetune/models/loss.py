@@ -10,7 +10,7 @@ is computed inside the model's own forward, so that the hooks of DDP, FSDP2 and 
 
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeGuard, cast
 
@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from finetune.models import sizes
-from finetune.models.head_loss import FrozenHeadLoss, TrainedHeadLoss
+from finetune.models.head_loss import Criterion, FrozenHeadLoss, TrainedHeadLoss, cross_entropy
 from finetune.models.kernels.noise import with_noise
 from finetune.models.logits import ChangedHead, Head, head_of, states_of, widened
 
@@ -64,17 +64,13 @@ def supervised_cross_entropy(
     if labels.numel() == 0 and most_chunks is None:
         return head(hidden[:, :1]).float().sum() * 0.0
     weights = None if inputs.weights is None else inputs.at_supervised(inputs.weights)
-    matrix, change = _parts_of(head)
+    matrix, _ = _parts_of(head)
     shared = isinstance(matrix, FSDPModule)
     whole = most_chunks is None and torch.is_grad_enabled()
-    if (shared or whole) and _is_frozen(matrix):
-        losses = _frozen_losses(chosen, matrix, labels, label_smoothing, change)
-        return (losses if weights is None else losses * weights.to(losses)).sum()
-    if whole and _is_plain(matrix):
-        loss: torch.Tensor = TrainedHeadLoss.apply(
-            chosen, matrix.weight, labels, weights, label_smoothing, change, _compute_type(matrix)
-        )
-        return loss
+    if (shared and _is_frozen(matrix)) or whole:
+        loss = loss_in_one_pass(chosen, weights, head, cross_entropy(labels, label_smoothing))
+        if loss is not None:
+            return loss
 
     def chunk_loss(states: torch.Tensor, targets: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
         logits = widened(head(states))
@@ -89,6 +85,23 @@ def supervised_cross_entropy(
         None if weights is None else weights.new_zeros(1),
     )
     return torch.stack(_in_chunks(chunk_loss, (chosen, labels, weights), spare, most_chunks)).sum()
+
+
+def loss_in_one_pass(
+    states: torch.Tensor, weights: torch.Tensor | None, head: Head, criterion: Criterion
+) -> torch.Tensor | None:
+    """The sum of a criterion's losses at states (N x D), each by its weight (N), whose gradients are made
+    where the logits are; None for a head that ZeRO-3, an adapter or hooks stand around."""
+    matrix, change = _parts_of(head)
+    if _is_frozen(matrix):
+        losses = _frozen_losses(states, matrix, criterion, change)
+        return (losses if weights is None else losses * weights.to(losses)).sum()
+    if not _is_plain(matrix):
+        return None
+    loss: torch.Tensor = TrainedHeadLoss.apply(
+        states, matrix.weight, criterion, weights, change, _compute_type(matrix)
+    )
+    return loss
 
 
 def position_cross_entropy(
@@ -108,7 +121,7 @@ def position_cross_entropy(
     matrix, change = _parts_of(head)
     # Without a gradient too, so that what is computed before training has the same last digits.
     if (most_chunks is None or isinstance(matrix, FSDPModule)) and _is_frozen(matrix):
-        return _frozen_losses(states, matrix, labels, 0.0, change)
+        return _frozen_losses(states, matrix, cross_entropy(labels), change)
 
     def chunk_losses(part: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = widened(head(part))
@@ -119,17 +132,17 @@ def position_cross_entropy(
 
 
 def _frozen_losses(
-    states: torch.Tensor, head: nn.Linear, labels: torch.Tensor, smoothing: float, change: Head | None
+    states: torch.Tensor, head: nn.Linear, criterion: Criterion, change: Head | None
 ) -> torch.Tensor:
     """The losses (N) through a head that isn't trained. One that FSDP2 has cut up is gathered once, by all
     processes, however many positions each of them has."""
     if not isinstance(head, FSDPModule):
-        losses: torch.Tensor = FrozenHeadLoss.apply(states, head.weight, labels, smoothing, change)
+        losses: torch.Tensor = FrozenHeadLoss.apply(states, head.weight, criterion, change)
         return losses
     gathering: FSDPModule = head
     gathering.unshard()
     try:
-        whole: torch.Tensor = FrozenHeadLoss.apply(states, head.weight, labels, smoothing, change)
+        whole: torch.Tensor = FrozenHeadLoss.apply(states, head.weight, criterion, change)
         return whole
     finally:
         gathering.reshard()
@@ -225,6 +238,8 @@ class LossInputs:
     """Numbers that are summed over the complete step, known before its first loss (K)."""
     most_chunks: MostChunks | None = None
     """For processes that each hold a shard of the model; see supervised_cross_entropy."""
+    read: Mapping[str, Any] = field(default_factory=dict)
+    """What the model's decoder was called with, for another model to read the same; without noise."""
     supervised: torch.Tensor | None = None
     """The supervised positions (N'), counted through all rows, as the host found them; looked for in the
     labels where it is None, for which a GPU is waited for."""
@@ -318,6 +333,7 @@ def install_loss(
         }
         if shift_labels is None:
             return plain_forward(**inputs)
+        read = dict(inputs)
         if noise_seeds is not None and neftune_alpha is not None:
             lengths = kwargs["documents"] if attention_mask is None else attention_mask.sum(dim=1).tolist()
             embeddings = self.get_input_embeddings()(input_ids)
@@ -338,6 +354,7 @@ def install_loss(
                 document_values,
                 step_sum,
                 most_chunks,
+                read,
                 supervised,
             ),
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune.objectives.base import Objective
 from finetune.objectives.classification import Classification
+from finetune.objectives.distillation import Distillation
 from finetune.objectives.dpo import Dpo, Hinge, Ipo, Robust
 from finetune.objectives.kto import Kto
 from finetune.objectives.language_modeling import LanguageModeling
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 OBJECTIVES: tuple[type[Objective], ...] = (
-    LanguageModeling, Classification, Dpo, Ipo, Hinge, Robust, Orpo, Simpo, Cpo, Kto, Reward,
+    LanguageModeling, Distillation, Classification, Dpo, Ipo, Hinge, Robust, Orpo, Simpo, Cpo, Kto, Reward,
 )  # fmt: skip
 
 
@@ -39,7 +40,8 @@ NEAREST: tuple[tuple[tuple[str, ...], str], ...] = (
     (("sppo",), "ipo"),
     (("exo",), "robust"),
     (("alphapo",), "simpo"),
-    (("sft", "gkd", "kd", "ebft"), "supervised"),
+    (("gkd", "kd"), "distill"),
+    (("sft", "ebft"), "supervised"),
 )
 """Beginnings of the names of other tools' losses that aren't here, and the kind that is nearest."""
 

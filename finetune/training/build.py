@@ -68,6 +68,7 @@ from finetune.training.optimization.own_optimizers import own_optimizer
 from finetune.training.optimization.parameter_groups import Rates
 from finetune.training.optimization.schedule import ceil_product, rate_factor, warmup_steps
 from finetune.training.reference import check_reference
+from finetune.training.teacher import check_teacher, load_teacher
 from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
@@ -162,6 +163,7 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
         _check_continued(recipe, base, described, tokenizer)
     objective = objective_of(recipe)
     check_reference(objective, base, tokenizer, rules.preparation)
+    check_teacher(objective, tokenizer)
     data = prepare_data(recipe, tokenizer, allow_code=allow_code)
     return Inputs(base, tokenizer, data, precision, objective, frozenset(allow_code), rules)
 
@@ -253,6 +255,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
             filling.fill(choose_device(), partial(engine.share_layer, precision=inputs.precision.name))
     if not is_quantized(model):
         trained = engine.place(trained, choose_device())
+    load_teacher(inputs.objective, trained, inputs.precision)
     if inputs.member is not None:
         inputs.member.takes_part(trained, partial(_recompute, recipe.train))
     return trained

@@ -22,12 +22,17 @@ class ObjectiveSection(Section):
     kind: str = "supervised"
     """supervised: the answers of the rows, or with model.head their labels or numbers. dpo, ipo, hinge,
     robust (relative to a reference), orpo, simpo, cpo (without one): which of two answers is the better. kto:
-    which answers are good ones. reward: a head that ranks answers."""
+    which answers are good ones. reward: a head that ranks answers. distill: what a teacher predicts."""
 
     @property
     def options(self) -> dict[str, Any]:
         """The kind's own keys."""
         return dict(self.model_extra or {})
+
+    @property
+    def teaches(self) -> bool:
+        """Whether there is a teacher."""
+        return "teacher" in self.options
 
     @property
     def names_reference(self) -> bool:

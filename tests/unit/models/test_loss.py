@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from finetune.models import sizes
-from finetune.models.head_loss import TrainedHeadLoss, positions_that_fit
+from finetune.models.head_loss import TrainedHeadLoss, cross_entropy, positions_that_fit
 from finetune.models.loss import IGNORE_INDEX, LossInputs, next_token_labels, supervised_cross_entropy
 from tests.support.losses import install_supervised_loss
 
@@ -219,7 +219,9 @@ def test_a_trained_heads_gradients_are_exact(weighted: bool, smoothing: float) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sizes, "CHUNK_POSITIONS", 2)
         assert torch.autograd.gradcheck(
-            lambda *both: TrainedHeadLoss.apply(*both, labels, factors, smoothing, None, torch.float64),
+            lambda *both: TrainedHeadLoss.apply(
+                *both, cross_entropy(labels, smoothing), factors, None, torch.float64
+            ),
             (states, weight),
         )
 
@@ -262,7 +264,7 @@ def test_a_trained_heads_gradient_is_summed_in_float32() -> None:
     head = torch.nn.Linear(16, 40, bias=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sizes, "CHUNK_POSITIONS", 2)
-        loss = TrainedHeadLoss.apply(states, head.weight, labels, None, 0.0, None, torch.bfloat16)
+        loss = TrainedHeadLoss.apply(states, head.weight, cross_entropy(labels), None, None, torch.bfloat16)
     wide = states.bfloat16().double() @ head.weight.bfloat16().double().T
     (exact,) = torch.autograd.grad(functional.cross_entropy(wide, labels, reduction="sum"), head.weight)
     (gradient,) = torch.autograd.grad(loss, head.weight)

@@ -1,0 +1,163 @@
+"""What a teacher adds to the same rows, and what it costs.
+
+    python benchmarks/bench_distill.py                     # a student of half the layers, three seeds
+    python benchmarks/bench_distill.py --trl DIR           # a step beside TRL's loss, installed there
+
+SmolLM2-135M learns the quickstart's task (orders as JSON) and teaches a student that is itself with half of
+its layers dropped; beside it the same student learns the rows alone: same rows, steps and tokens. Held-out
+loss per token of the rows' own answers, and the paired difference with its 95 % interval.
+
+--trl: one micro-batch of 8 rows, forward and backward, in fp32, student and teacher of 135M: ours, and padded
+rows with the logits of both models at every position through TRL's generalised Jensen-Shannon loss.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import finetune
+from finetune.evaluation.report import difference
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
+HELD_OUT = 64
+ROWS, ROUNDS = 8, 3
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40, help="of the student; the teacher has 60")
+    parser.add_argument("--trl", type=Path, help="the folder of TRL's package: a step beside its loss")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        if asked.trl is not None:
+            speed(asked.trl)
+        else:
+            learn(Path(name), asked.seeds, asked.steps)
+
+
+def rows(count: int) -> dict[str, Any]:
+    """Generated orders to learn, and others to be measured on."""
+    return {
+        "data.train": [{"generated": "orders", "split": "train", "rows": count, "format": "messages"}],
+        "data.evaluation": {
+            "sources": [{"generated": "orders", "split": "held_out", "rows": HELD_OUT, "format": "messages"}]
+        },
+    }
+
+
+def learn(folder: Path, seeds: int, steps: int) -> None:
+    """A teacher, and two students for each seed."""
+    common: dict[str, Any] = {
+        "output.folder": str(folder / "runs"), "tracking.tracker": "none", "train.epochs": None,
+        "train.evaluate_every": "never", "train.save_every": "never", "train.rehearsal": False,
+        "evaluate.metrics": ["loss"],
+    }  # fmt: skip
+    teacher = finetune.train(QUICKSTART, {**rows(600), **common, "train.max_steps": 60})
+    finetune.prune(QUICKSTART, folder / "half", {**common, **rows(8)}, drop_layers=15)
+    student = {**rows(400), **common, "model.base": str(folder / "half"), "train.max_steps": steps}
+    print(f"teacher's loss {_loss(finetune.evaluate(teacher)):.4f}", flush=True)
+    for seed in range(seeds):
+        alone = finetune.train(QUICKSTART, {**student, "train.seed": seed})
+        taught = finetune.train(
+            QUICKSTART,
+            {**student, "train.seed": seed, "objective": {"kind": "distill", "teacher": str(teacher.folder)}},
+        )
+        reports = [finetune.evaluate(run) for run in (alone, taught)]
+        found = difference(*(report.scores["loss"] for report in reports))
+        assert found is not None  # noqa: S101 - both are over the same rows
+        tokens = alone.summary["tokens"], taught.summary["tokens"]
+        print(
+            f"seed {seed}  rows {_loss(reports[0]):.4f}, taught {_loss(reports[1]):.4f} "
+            f"({found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]), {tokens[0]:,}, {tokens[1]:,} tokens, "
+            f"{alone.summary['seconds']:.0f} and {taught.summary['seconds']:.0f} s",
+            flush=True,
+        )
+
+
+def _loss(report: Any) -> float:
+    return float(report.values["loss"])
+
+
+def speed(trl: Path) -> None:
+    """One micro-batch forward and backward, both ways in turn, three times."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from data_prep.table.documents import Document
+    from finetune.models.batch import padded_batch
+    from finetune.models.loss import IGNORE_INDEX
+    from finetune.training import build
+    from finetune.training.batches import batch_of
+
+    sys.path.insert(0, str(trl))
+    from trl.experimental.gkd import GKDTrainer
+
+    objective = {"kind": "distill", "teacher": "base", "divergence": "jsd", "beta": 0.3, "temperature": 0.9}
+    recipe = finetune.load_recipe(
+        QUICKSTART, {**rows(32), "train.precision": "fp32", "objective": objective, "adapter.dropout": 0}
+    ).recipe
+    inputs = build.build_inputs(recipe)
+    ours: Any = build.build_model(recipe, inputs)
+    torch.manual_seed(0)
+    random = {
+        name: torch.randn_like(weight) * 0.02 for name, weight in ours.named_parameters() if "lora_B" in name
+    }
+    with torch.no_grad():
+        for name, weight in ours.named_parameters():
+            weight.copy_(random.get(name, weight))
+    documents: list[Document] = [inputs.data.train[index] for index in range(ROWS)]
+    packed = batch_of(documents, packed=True, pad_token_id=0)
+    padded = padded_batch(documents, 0)
+    count = int(packed["shift_labels"].ne(IGNORE_INDEX).sum())
+
+    plain = build.load_base(recipe, inputs)
+    teacher = type(plain).from_pretrained(plain.config.name_or_path, dtype=torch.float32).eval()
+    config = LoraConfig(
+        r=recipe.adapter.rank, lora_alpha=int(recipe.adapter.alpha), target_modules="all-linear"
+    )
+    student: Any = get_peft_model(
+        type(plain).from_pretrained(plain.config.name_or_path, dtype=torch.float32), config
+    ).train()
+    student.load_state_dict(
+        {name: weight for name, weight in ours.state_dict().items() if "lora_" in name}, strict=False
+    )
+
+    def own() -> float:
+        loss = ours(**packed, num_items_in_batch=count).loss
+        loss.backward()
+        return float(loss)
+
+    def theirs() -> float:
+        ids, mask = padded["input_ids"], padded["attention_mask"]
+        with torch.no_grad():
+            taught = teacher(input_ids=ids, attention_mask=mask).logits
+        logits = student(input_ids=ids, attention_mask=mask).logits
+        loss = GKDTrainer.generalized_jsd_loss(
+            logits, taught, padded["shift_labels"], beta=0.3, temperature=0.9, reduction="sum"
+        )
+        (loss / count).backward()
+        return float(loss) / count
+
+    took: dict[str, list[float]] = {"ours": [], "theirs": []}
+    losses: dict[str, float] = {}
+    for _ in range(ROUNDS + 1):  # the first warms up
+        for name, way in (("ours", own), ("theirs", theirs)):
+            started = time.perf_counter()
+            losses[name] = way()
+            took[name].append(time.perf_counter() - started)
+    ours_took, theirs_took = (statistics.median(times[1:]) for times in took.values())
+    print(f"losses {losses['ours']:.7f} and {losses['theirs']:.7f}")
+    print(f"seconds {ours_took:.2f} and {theirs_took:.2f}: {theirs_took / ours_took:.2f}x")
+
+
+if __name__ == "__main__":
+    main()

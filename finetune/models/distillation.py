@@ -1,0 +1,135 @@
+"""How far a student's next-token distribution is from a teacher's, at supervised positions only.
+
+With P the teacher's distribution and Q the student's, each of logits divided by a temperature T, and M = beta
+P + (1 - beta) Q: the forward divergence KL(P||Q) (Hinton et al. 2015, arXiv:1503.02531), the reverse KL(Q||P)
+(Gu et al. 2023, arXiv:2306.08543), and the generalised Jensen-Shannon divergence beta KL(P||M) + (1 - beta)
+KL(Q||M) (Agarwal et al. 2023, arXiv:2306.13649). None is multiplied by T^2. A chunk's logits of both models
+are in memory, and the gradient is made where the student's are (models/head_loss.py).
+
+Shapes: N supervised positions, n of a chunk, D and D' the models' widths, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+
+from finetune.errors import ModelError
+from finetune.models.head_loss import losses_to_gradient
+from finetune.models.logits import Head, head_of, widened
+from finetune.models.loss import LossInputs, loss_in_one_pass
+
+Kind = Literal["forward_kl", "reverse_kl", "jsd"]
+
+
+@dataclass
+class Divergence:
+    """A criterion of models/head_loss.py: the divergence, and beside it the cross-entropy of the labels.
+
+    Logits are compared over the vocabulary that both models have rows for; what fills up the wider one's is
+    left out.
+    """
+
+    teacher_states: torch.Tensor
+    """The teacher's hidden states (N x D')."""
+    teacher_head: Head
+    """Its logits (n x V) of these."""
+    labels: torch.Tensor
+    """The tokens that come next (N)."""
+    kind: Kind = "forward_kl"
+    temperature: float = 1.0
+    beta: float = 0.5
+    supervised_weight: float = 0.0
+    """Of the cross-entropy; the divergence has the rest."""
+    parts: list[torch.Tensor] = field(default_factory=list)
+    """Of each chunk: the divergence, the student's cross-entropy and the teacher's (3 x n)."""
+
+    def __call__(self, logits: torch.Tensor, here: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The losses (n), and the gradients of the student's logits (n x V)."""
+        with torch.no_grad():
+            teacher = widened(self.teacher_head(self.teacher_states[here]))
+        student, labels = widened(logits), self.labels[here]
+        common = min(student.shape[1], teacher.shape[1])
+        rows = torch.arange(len(labels), device=labels.device)
+        log_p = teacher[:, :common].log_softmax(-1)
+        teacher_loss = -log_p[rows, labels]
+        if self.temperature != 1:
+            log_p = (teacher[:, :common] / self.temperature).log_softmax(-1)
+        log_q = (student[:, :common] / self.temperature).log_softmax(-1)
+        divergence, found = divergence_to_gradient(log_p, log_q, self.kind, self.beta)
+        gradient = torch.zeros_like(student)
+        gradient[:, :common] = found.mul_((1 - self.supervised_weight) / self.temperature)
+        if not self.supervised_weight:
+            loss = (student.logsumexp(-1) - student[rows, labels]).to(divergence)
+            self.parts.append(torch.stack([divergence, loss, teacher_loss.to(divergence)]))
+            return divergence, gradient
+        loss, for_loss = losses_to_gradient(student.clone(), labels, 0.0)
+        gradient.add_(for_loss, alpha=self.supervised_weight)
+        self.parts.append(torch.stack([divergence, loss.to(divergence), teacher_loss.to(divergence)]))
+        return (1 - self.supervised_weight) * divergence + self.supervised_weight * loss, gradient
+
+    def sums(self, weights: torch.Tensor | None) -> torch.Tensor:
+        """The sums of the parts over the positions, each by its weight (N; None for 1), and what each is
+        divided by (3 x 2)."""
+        if not self.parts:
+            return torch.zeros(3, 2)
+        found = torch.cat(self.parts, dim=1)
+        factors = torch.ones_like(found[0]) if weights is None else weights.to(found)
+        return torch.stack([found @ factors, factors.sum().expand(3)], dim=1)
+
+
+class Teacher(Protocol):
+    """What a student follows."""
+
+    @property
+    def head(self) -> Head:
+        """Logits of hidden states."""
+
+    def states(self, read: Mapping[str, Any]) -> torch.Tensor:
+        """Its hidden states (B x T x D') of what the student's decoder was called with, without a
+        gradient."""
+
+
+def distillation_loss(
+    model: Any, hidden: torch.Tensor, inputs: LossInputs, teacher: Teacher, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of Divergence's losses at hidden states (B x T x D), each by its position's weight; the sums of
+    its parts. `options` are Divergence's. Raises ModelError for a head that an adapter stands around."""
+    criterion = Divergence(
+        inputs.at_supervised(teacher.states(inputs.read)),
+        teacher.head,
+        inputs.at_supervised(inputs.labels),
+        **options,
+    )
+    weights = None if inputs.weights is None else inputs.at_supervised(inputs.weights)
+    loss = loss_in_one_pass(inputs.at_supervised(hidden), weights, head_of(model), criterion)
+    if loss is None:
+        raise ModelError(
+            "objective distill computes with the head's own weight, and an adapter stands around it here: "
+            "leave lm_head out of adapter.target_modules."
+        )
+    return loss, criterion.sums(weights)
+
+
+def divergence_to_gradient(
+    log_p: torch.Tensor, log_q: torch.Tensor, kind: Kind, beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The divergences (n) of log-probabilities of teacher and student (n x V), and their gradients with
+    respect to the logits of Q."""
+    p, q = log_p.exp(), log_q.exp()
+    if kind == "forward_kl":
+        # A token that the teacher rules out (log 0) takes no part.
+        return _expected(p, log_p - log_q), q - p
+    if kind == "reverse_kl":
+        ratio = log_q - log_p
+        divergence = _expected(q, ratio)
+        return divergence, q * (ratio - divergence[:, None])
+    mixed = (beta * p + (1 - beta) * q).log()
+    of_p, of_q = _expected(p, log_p - mixed), _expected(q, log_q - mixed)
+    # dL/dq_i = (1 - beta) log(q_i / m_i), whose mean under Q goes with the softmax.
+    return beta * of_p + (1 - beta) * of_q, (1 - beta) * q * (log_q - mixed - of_q[:, None])
+
+
+def _expected(probabilities: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return torch.where(probabilities > 0, probabilities * values, 0.0).sum(-1)
