@@ -34,6 +34,7 @@ from finetune.training.provenance import (
 )
 from finetune.training.run_log import journal
 from finetune.training.session import open_session
+from finetune.training.watching import Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +57,15 @@ def start(
     origins: dict[str, str] | None = None,
     accept: Callable[[Lock], None] = lambda lock: None,
     rules: Rules | None = None,
+    watcher: Watcher | None = None,
 ) -> Ended:
     """Train a recipe in a new run folder, or in `folder`, which its launcher made.
 
     `origins` says where each value of the recipe was written; `accept` may raise when it sees what the run is
-    made of; `rules` are an earlier version's, where its run is done again. Under a launcher each process
-    calls this. Nothing is left behind where it can't start. Raises KeyboardInterrupt where it is stopped
-    before the training began; the errors of finetune.errors and data_prep.errors.
+    made of; `rules` are an earlier version's, where its run is done again; `watcher` sees its evaluations,
+    and may stop it. Under a launcher each process calls this. Nothing is left behind where it can't start.
+    Raises KeyboardInterrupt where it is stopped before the training began; the errors of finetune.errors and
+    data_prep.errors.
     """
     environment.settle_training()
     recipe = tracked(recipe)
@@ -82,7 +85,9 @@ def start(
             with _claimed(run, group), journal(run.log_of(group.rank)):
                 if group.is_main:
                     _write_lock(run, lock)
-                session = open_session(run, lock, inputs, group=group, checkpoint=None, requests=requests)
+                session = open_session(
+                    run, lock, inputs, group=group, checkpoint=None, requests=requests, watcher=watcher
+                )
                 with _deferring(requests, group), deterministic(lock.recipe.train.deterministic):
                     summary = session.train()
     if not session.broken_off:
@@ -96,6 +101,7 @@ def resume(
     recipe: Recipe | None,
     allow_code: frozenset[str] = frozenset(),
     trust_checkpoint: bool = False,
+    watcher: Watcher | None = None,
 ) -> Ended:
     """Resume an interrupted run from its newest whole checkpoint, in the same tracker run.
 
@@ -143,7 +149,9 @@ def resume(
             logger.info("no checkpoint was saved: the training starts again before the first step")
         if checkpoint is not None and not trust_checkpoint:
             refuse_foreign_pickles(checkpoint, engine, group)
-        session = open_session(run, lock, inputs, group=group, checkpoint=checkpoint, requests=requests)
+        session = open_session(
+            run, lock, inputs, group=group, checkpoint=checkpoint, requests=requests, watcher=watcher
+        )
         with _deferring(requests, group), deterministic(lock.recipe.train.deterministic):
             summary = session.train()
     if not session.broken_off:
