@@ -28,6 +28,7 @@ VERBS: dict[str, str] = {
     "convert": "convert",
     "data": "data",
     "train": "train",
+    "sweep": "sweep",
     "plan": "plan",
     "merge": "merge",
     "verify": "verify",
@@ -48,7 +49,7 @@ VERBS: dict[str, str] = {
     "selftest": "selftest",
     "schema": "schema",
 }
-TRAINING_VERBS = ("train", "quickstart")
+TRAINING_VERBS = ("train", "sweep", "quickstart")
 BROKEN_PIPE = 141  # as a shell reports SIGPIPE: the reader of our output has gone
 USAGE_ERROR: Any = typer.BadParameter.__base__
 """What typer raises for words that it doesn't know; it has no public name."""
