@@ -171,9 +171,9 @@ def write_best(setting: Setting, found: Sweep) -> None:
     said = ", ".join(f"{name} {value:.6g}" for name, value in figures)
     front = " (one of those that no other betters in all)" if len(found.objectives) > 1 else ""
     shipped = next((name for name, file in shipped_recipes().items() if file == loaded.path), None)
-    comments = {override.partition("=")[0]: "from the command line" for override in loaded.overrides}
+    keys = [override.partition("=")[0] for override in loaded.overrides]
+    comments = {key: "from the command line" for key in keys if key.split(".")[0] != "sweep"}
     comments |= {key: f"trial {best.number}: {_words(setting.sweep.space[key])}" for key in best.values}
-    comments.pop("sweep", None)
     values = setting.recipe_of(best.values).recipe.model_dump(mode="json", exclude_unset=True)
     lines = [
         f"# The best of {len(found.trials)} trials of the sweep {found.name}: trial {best.number}{front}, "
