@@ -313,6 +313,8 @@ class TrainingSession:
         if state.global_step >= self.trainer.args.max_steps or self.best.says_stop(state):
             logger.info("all steps were taken; what is left is to write the result")
             self.trainer.load_finished(self.checkpoint)
+        elif self.watched is not None and self.watched.says_stop(state):
+            self.trainer.load_finished(self.checkpoint)
         else:
             self.trainer.train(resume_from_checkpoint=str(self.checkpoint))
 

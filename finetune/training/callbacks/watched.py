@@ -19,12 +19,6 @@ class Watched(TrainerCallback):
         self.reason: str | None = None
         """Why the run stops; None while it goes on."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        """A checkpoint may have been saved whose evaluation was never shown."""
-        return self._show(state, control)
-
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
@@ -36,9 +30,12 @@ class Watched(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """The checkpoint is there."""
-        return self._show(state, control)
+        control.should_training_stop = control.should_training_stop or self.says_stop(state)
+        return control
 
-    def _show(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
+    def says_stop(self, state: TrainerState) -> bool:
+        """Show the evaluations up to this state; whether they end the training. Asked before a run goes on,
+        too: a kill may have come between its checkpoint and this."""
         points = [
             EvaluationPoint(
                 int(entry["step"]),
@@ -49,5 +46,4 @@ class Watched(TrainerCallback):
         ]
         if points and state.global_step < state.max_steps:
             self.reason = self.watcher.evaluated(points)
-            control.should_training_stop = control.should_training_stop or self.reason is not None
-        return control
+        return self.reason is not None
