@@ -100,11 +100,22 @@ def train_trial(setting: Setting, trial: Trial, values: Values) -> None:
         ) from None
     summary = run.read_summary()
     trial.set_user_attr(COST, {name: summary.get(name, 0) for name in ("tokens", "steps", "seconds")})
+    if len(setting.sweep.objectives) == 1:
+        _report_last(trial, run, setting.sweep.objectives[0])
     outcome = None if summary["status"] != "finished" else result_of(run, setting.sweep.objectives)
     if outcome is None or not all(map(math.isfinite, outcome)):
         study.tell(trial, state=TrialState.PRUNED)
     else:
         study.tell(trial, outcome)
+
+
+def _report_last(trial: Trial, run: RunFolder, metric: str) -> None:
+    """The evaluation of the last step, which nobody is judged by, beside those before it."""
+    known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+    entries = [entry for entry in read_metrics(run) if "eval/loss" in entry and entry["step"] > 0]
+    for index, entry in enumerate(entries, start=1):
+        if index not in known and entry.get(f"eval/{metric}") is not None:
+            trial.report(entry[f"eval/{metric}"], index)
 
 
 def train_run(

@@ -199,3 +199,20 @@ def test_a_recipe_without_a_space_is_refused() -> None:
     """It says what to write."""
     with pytest.raises(SweepError, match="has no section sweep"):
         finetune.sweep("quickstart")
+
+
+def test_no_trial_begins_after_the_hours(tiny_base: Path, tmp_path: Path) -> None:
+    """The first one is trained to its end; those of an earlier call count."""
+    sweep = {"trials": None, "hours": 1e-9}
+    path = write_recipe(tmp_path, tiny_base, sweep, train={"max_steps": 1})
+    assert [row.status for row in finetune.sweep(path).trials] == ["finished"]
+    assert len(finetune.sweep(path).trials) == 1
+
+
+def test_the_trials_are_one_group_of_the_tracker(tiny_base: Path, tmp_path: Path) -> None:
+    """By the sweep's name, where the recipe names no group."""
+    path = write_recipe(
+        tmp_path, tiny_base, {"trials": 1}, train={"max_steps": 1}, tracking={"tracker": "trackio"}
+    )
+    found = finetune.sweep(path)
+    assert finetune.Run(found.run_of(found.trials[0])).recipe.tracking.group == "sweep"
