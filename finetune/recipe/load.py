@@ -87,6 +87,7 @@ def idle_defaults(recipe: Recipe) -> set[str]:
     refuse them where somebody wrote them."""
     values = recipe.model_dump(mode="json")
     everything = {dotted(location) for location in leaves(values)}
+    values["sweep"] = None  # what a space has against a value is no word on that value
     return {path for path, _ in problems_of(Recipe.model_validate(values), everything)}
 
 
