@@ -54,9 +54,12 @@ class TrialWatcher:
         self.trial, self.sweep = trial, sweep
 
     def evaluated(self, points: Sequence[EvaluationPoint]) -> str | None:
-        """Evaluations that were reported before are not judged again."""
+        """Evaluations that were reported before are not judged again: what was said of them holds, also where
+        a kill came before the run stopped."""
         if len(self.sweep.objectives) > 1:
             return None
+        if (said := self.trial.user_attrs.get(PRUNED)) is not None:
+            return str(said)
         metric = self.sweep.objectives[0]
         known = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
         fresh = [
@@ -88,8 +91,7 @@ def train_trial(setting: Setting, trial: Trial, values: Values) -> None:
     said = ", ".join(f"{key} {figure(value)}" for key, value in values.items())
     logger.info(f"trial {number}: {said}")
     try:
-        if PRUNED not in trial.user_attrs:
-            train_run(setting, run.path, values, TrialWatcher(trial, setting.sweep))
+        train_run(setting, run.path, values, TrialWatcher(trial, setting.sweep))
     except NotFiniteError as error:
         logger.warning(f"trial {number} diverged: {error}")
         trial.set_user_attr(ERROR, str(error))

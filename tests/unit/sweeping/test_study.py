@@ -9,6 +9,8 @@ from finetune.recipe.schema.sweep import PrunerSection, SweepSection
 from finetune.sweeping.samplers import sampler_of
 from finetune.sweeping.space import Values, drawn
 from finetune.sweeping.study import pruner_of
+from finetune.sweeping.trial import TrialWatcher
+from finetune.training.watching import EvaluationPoint
 
 SPACE = {
     "train.learning_rate": {"log_uniform": [1e-5, 1e-1]},
@@ -83,3 +85,17 @@ def test_a_sweep_begins_at_the_first_evaluation_that_may_end_a_trial() -> None:
         trial.report(level, 3)
         assert trial.should_prune() is (level > 0)
         study.tell(trial, level)
+
+
+def test_what_was_said_of_a_trial_holds() -> None:
+    """A kill between the verdict and the end of the run: the trial that goes on is stopped for the same reason,
+    though the pruner, asked again at the same evaluation, would let it go on."""
+    sweep = SweepSection.model_validate({"space": SPACE, "trials": 2, "pruner": {}})
+    study = optuna.create_study(pruner=pruner_of(sweep.pruner))
+    points = [[EvaluationPoint(10, {"loss": loss})] for loss in (1.0, 2.0)]
+    assert TrialWatcher(study.ask(), sweep).evaluated(points[0]) is None
+    said = TrialWatcher(study.ask(), sweep).evaluated(points[1])
+    assert said == "pruned by halving at evaluation 1, loss 2"
+    again = optuna.trial.Trial(study, study.trials[1]._trial_id)
+    assert not again.should_prune()
+    assert TrialWatcher(again, sweep).evaluated(points[1]) == said
