@@ -29,7 +29,7 @@ def test_the_page_shows_each_trial_in_each_chart(found: Sweep, tmp_path: Path) -
             tab.run(f"document.querySelectorAll('{kind}').length") for kind in ("circle", "polyline", "tr")
         ]
         titles = tab.run("[...document.querySelectorAll('h2')].map(title => title.innerText).join()")
-    assert counts == [2 * 5, 5 + 0, 5 + 1]
+    assert counts == [2 * 5, 5 + 5, 5 + 1]
     assert titles == "What matters,Each key,All keys,Trials"
     assert open_page(found.page, tmp_path / "other").console == []
 
