@@ -75,9 +75,10 @@ def learn(folder: Path, seeds: int, steps: int) -> None:
         found = difference(*(report.scores["loss"] for report in reports))
         assert found is not None  # noqa: S101 - both are over the same rows
         tokens = alone.summary["tokens"], taught.summary["tokens"]
+        assert tokens[0] == tokens[1]  # noqa: S101 - the same rows in the same steps
         print(
             f"seed {seed}  rows {_loss(reports[0]):.4f}, taught {_loss(reports[1]):.4f} "
-            f"({found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]), {tokens[0]:,}, {tokens[1]:,} tokens, "
+            f"({found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]), {tokens[0]:,} tokens, "
             f"{alone.summary['seconds']:.0f} and {taught.summary['seconds']:.0f} s",
             flush=True,
         )

@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from finetune.merging.verification.reverify import Again
     from finetune.planning.plan import Plan
     from finetune.pruning.output import Pruning
+    from finetune.sweeping.results import Sweep
 
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "audit", "benchmark", "combine", "convert", "doctor",
     "evaluate", "export", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot",
-    "prune", "push", "resume", "selftest", "serve", "train", "train_many", "unmerge", "verify",
+    "prune", "push", "resume", "selftest", "serve", "sweep", "train", "train_many", "unmerge", "verify",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -230,6 +231,32 @@ def resume(
             trust_checkpoint=trust_checkpoint,
         )
     )
+
+
+def sweep(
+    recipe: AnyRecipe,
+    overrides: Overrides = (),
+    *,
+    storage: str | None = None,
+    allow_code: Collection[str] = (),
+) -> "Sweep":
+    """Search the space of a recipe's sweep section, each trial a run in this process; go on where a sweep
+    of its name was begun.
+
+    `.best` has the best trials, `.trials` all, `.recipe` is a recipe of the best. With `storage`, a
+    database's URL or a journal file, one of several workers. Raises SweepError where it can't be searched
+    so, and KeyboardInterrupt where it was stopped.
+    """
+    from finetune.extras import refuse_without
+
+    refuse_without("optuna", "finetune sweep")
+    loaded = load_recipe(recipe, overrides)
+    if loaded.recipe.sweep is not None and loaded.recipe.sweep.sampler == "cma-es":
+        refuse_without("cmaes", "sweep.sampler: cma-es")
+
+    from finetune.sweeping.worker import run_sweep
+
+    return run_sweep(loaded, storage=storage, allow_code=allow_code)
 
 
 def _run_of(trained: "Trained | None") -> "Run":

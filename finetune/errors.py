@@ -56,6 +56,14 @@ class TrainingError(FinetuneError):
     asked."""
 
 
+class NotFiniteError(TrainingError):
+    """A loss or a gradient that is not finite: the step was refused."""
+
+
+class SweepError(FinetuneError):
+    """A sweep that can't be searched as asked, or whose storage can't be reached."""
+
+
 class TrackerError(FinetuneError):
     """An experiment tracker that can't start."""
 

@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "data": "data",
     "train": "train",
     "train-many": "train_many",
+    "sweep": "sweep",
     "plan": "plan",
     "merge": "merge",
     "verify": "verify",
@@ -49,7 +50,7 @@ VERBS: dict[str, str] = {
     "selftest": "selftest",
     "schema": "schema",
 }
-TRAINING_VERBS = ("train", "train-many", "quickstart")
+TRAINING_VERBS = ("train", "train-many", "sweep", "quickstart")
 BROKEN_PIPE = 141  # as a shell reports SIGPIPE: the reader of our output has gone
 USAGE_ERROR: Any = typer.BadParameter.__base__
 """What typer raises for words that it doesn't know; it has no public name."""

@@ -25,6 +25,10 @@ def list_runs(
     folder: Annotated[
         Path | None, typer.Argument(help="The folder that holds run folders; runs when absent.")
     ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The trials of a sweep of that folder, with what it varied."),
+    ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(metavar="CONDITION", help="train.learning_rate>=1e-4, status=finished, base~SmolLM2."),
@@ -34,8 +38,8 @@ def list_runs(
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
     columns: Annotated[
-        str, typer.Option(help="Metrics and recipe values, with commas between them.")
-    ] = COLUMNS,
+        str | None, typer.Option(help="Metrics and recipe values, with commas between them.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the runs in a folder.
@@ -46,11 +50,15 @@ def list_runs(
     from finetune.errors import CheckpointError
     from finetune.runs import listing
     from finetune.runs.folder import list_summaries
+    from finetune.runs.sweeps import sweep_columns, sweep_folder
 
     conditions = [listing.parse_condition(text) for text in where or []]
     if folder is not None and not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder: expected one that holds run folders.")
     folder = folder or Path("runs")
+    if sweep is not None:
+        folder = sweep_folder(folder, sweep)
+        columns = columns or ",".join(["name", "status", *sweep_columns(folder), "steps", "tokens"])
     everything = list_summaries(folder)
     found = listing.chosen(everything, conditions, order=sort, reverse=reverse)
     if as_json:
@@ -59,9 +67,9 @@ def list_runs(
     if not found:
         out(f"no runs in {folder.resolve()}" + (" fulfil that" if conditions else ""))
         return
-    names = columns.split(",")
+    names = (columns or COLUMNS).split(",")
     for name in names:
-        if name not in COLUMNS.split(","):
+        if name not in COLUMNS.split(",") and sweep is None:
             listing.refuse_unknown(everything, name)
     print_table([names, *([_cell(listing.value_of(summary, name)) for name in names] for summary in found)])
 

@@ -87,6 +87,7 @@ def idle_defaults(recipe: Recipe) -> set[str]:
     refuse them where somebody wrote them."""
     values = recipe.model_dump(mode="json")
     everything = {dotted(location) for location in leaves(values)}
+    values["sweep"] = None  # what a space has against a value is no word on that value
     return {path for path, _ in problems_of(Recipe.model_validate(values), everything)}
 
 
@@ -137,7 +138,7 @@ def _rule_findings(tree: Node, wrong: Sequence[Diagnostic]) -> Iterator[Diagnost
     except ValidationError:  # too much is wrong to judge the rest, and what is wrong was reported
         return
     for path, message in problems_of(recipe, given):
-        location: Location = tuple(int(key) if key.isdecimal() else key for key in path.split("."))
+        location = tree.locate(path)
         yield finding_at(tree.nearest(location), location, message)
 
 
@@ -149,7 +150,7 @@ def _without(values: dict[str, Any], wrong: Sequence[Location]) -> dict[str, Any
     }
     for name, *below in wrong:
         section = values.get(str(name))
-        if not below or not isinstance(section, dict):
+        if not below or name == "sweep" or not isinstance(section, dict):
             values.pop(str(name), None)
         elif (
             (name, below[0]) == ("data", "train")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.config import CHAT_TEMPLATES, is_template_text, problem_with_name
 from data_prep.files import Use, problem_with
-from finetune.recipe.reading.tree import Diagnostic, Location, Node, finding_at
+from finetune.recipe.reading.tree import SOURCE_LISTS, Diagnostic, Location, Node, finding_at
 from finetune.recipe.reading.variables import expanded
 from finetune.recipe.schema.objective import REFERENCE, REFERENCES
 
@@ -74,7 +74,7 @@ def _expand(tree: Node, findings: list[Diagnostic]) -> tuple[Node, dict[Location
 
 
 def _sources(tree: Node) -> Iterator[Location]:
-    for sources in (("data", "train"), ("data", "evaluation", "sources")):
+    for sources in SOURCE_LISTS:
         node = tree.find(sources)
         if node and isinstance(node.value, list):
             yield from ((*sources, index) for index in range(len(node.value)))

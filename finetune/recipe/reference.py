@@ -24,7 +24,7 @@ This page is generated (`make docs`) from the schema in `finetune/recipe/schema/
 [recipe.md](recipe.md) explains how a recipe is read, extended and overridden. A key that is not here is
 refused.
 """
-TYPES = {"boolean": "true or false", "string": "text", "object": "a mapping of text to text", "null": "null"}
+TYPES = {"boolean": "true or false", "string": "text", "null": "null"}
 BOUNDS = {
     "minimum": "at least",
     "exclusiveMinimum": "more than",
@@ -44,7 +44,8 @@ def recipe_schema() -> Schema:
         section["description"] = sections[_refs(section)[0]]["description"]
     # What a recipe extends may hold what is required, so only a recipe that extends nothing must have it.
     required = {name: sections[name].pop("required") for name in ("ModelSection", "DataSection")}
-    sections["RopeScaling"].pop("required")
+    for name in ("RopeScaling", "SweepSection", "RepeatsSection"):
+        sections[name].pop("required")
     sections["ObjectiveSection"] |= _objective_forms(sections)
     whole = {
         "required": recipe.pop("required"),
@@ -143,7 +144,7 @@ def _refs(knob: Any) -> list[str]:
     if not isinstance(knob, dict):
         return []
     here = [knob["$ref"].rpartition("/")[2]] if "$ref" in knob else []
-    return [*here, *_refs([knob.get("anyOf"), knob.get("items")])]
+    return [*here, *_refs([knob.get("anyOf"), knob.get("items"), knob.get("additionalProperties")])]
 
 
 def _table(section: Schema, titles: dict[str, str]) -> str:
@@ -164,7 +165,10 @@ def _type(knob: Schema, titles: dict[str, str]) -> str:
         return " or ".join(_type(part, titles) for part in knob["anyOf"])
     if "enum" in knob or "const" in knob:
         return ", ".join(f"`{value}`" for value in knob.get("enum", [knob.get("const")]))
-    kind = TYPES.get(knob["type"], str(knob["type"]))
+    kind = TYPES.get(knob["type"], str(knob["type"])) if "type" in knob else "any value"
+    if kind == "object":
+        below = knob["additionalProperties"]  # True where it may be anything
+        kind = f"a mapping of text to {_type(below if isinstance(below, dict) else {}, titles)}"
     if "items" in knob:
         kind = f"a list of {_type(knob['items'], titles)}"
     bounds = [f"{word} {knob[bound]}" for bound, word in BOUNDS.items() if bound in knob]

@@ -33,6 +33,7 @@ GROUPS = (
 
 WITHOUT_EFFECT = (
     "output.",
+    "sweep",
     "tracking.",
     "train.log_every",
     "train.keep_checkpoints",

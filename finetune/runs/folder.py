@@ -224,13 +224,17 @@ def create_run(folder: Path, name: str) -> RunFolder:
     while True:
         path = folder / f"{name}-{number:03d}"
         try:
-            path.mkdir()
+            return make_run(path)
         except FileExistsError:
             number += 1
-            continue
-        run = RunFolder(path)
-        make_private(run.checkpoints)
-        return run
+
+
+def make_run(path: Path) -> RunFolder:
+    """A new run folder at this very path. Raises FileExistsError where there is something."""
+    path.mkdir()
+    run = RunFolder(path)
+    make_private(run.checkpoints)
+    return run
 
 
 def open_run(path: Path) -> RunFolder:

@@ -36,6 +36,7 @@ from finetune.training.provenance import (
 )
 from finetune.training.run_log import journal
 from finetune.training.session import open_session
+from finetune.training.watching import Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +60,14 @@ def start(
     accept: Callable[[Lock], None] = lambda lock: None,
     rules: Rules | None = None,
     member: Member | None = None,
+    watcher: Watcher | None = None,
 ) -> Ended:
     """Train a recipe in a new run folder, or in `folder`, which its launcher made.
 
     `origins` says where each value of the recipe was written; `accept` may raise when it sees what the run is
     made of; `rules` are an earlier version's, where its run is done again; a `member` of a company trains
-    with the others. Under a launcher each process calls this. Nothing is left behind where it can't start.
+    with the others; `watcher` sees its evaluations, and may stop it. Under a launcher each process calls
+    this. Nothing is left behind where it can't start.
     Raises KeyboardInterrupt where it is stopped before the training began; the errors of finetune.errors and
     data_prep.errors.
     """
@@ -89,7 +92,9 @@ def start(
                 if group.is_main:
                     _write_lock(run, lock)
                 asked = requests if member is None else member.asked
-                session = open_session(run, lock, inputs, group=group, checkpoint=None, requests=asked)
+                session = open_session(
+                    run, lock, inputs, group=group, checkpoint=None, requests=asked, watcher=watcher
+                )
                 with _deferring(requests, group), deterministic(lock.recipe.train.deterministic):
                     summary = session.train()
     if not session.broken_off:
@@ -105,6 +110,7 @@ def resume(
     trust_checkpoint: bool = False,
     member: Member | None = None,
     newest: Path | None = None,
+    watcher: Watcher | None = None,
 ) -> Ended:
     """Resume an interrupted run from its newest whole checkpoint, or one up to `newest`, in the same tracker
     run.
@@ -159,7 +165,9 @@ def resume(
         if checkpoint is not None and not trust_checkpoint:
             refuse_foreign_pickles(checkpoint, engine, group)
         asked = requests if member is None else member.asked
-        session = open_session(run, lock, inputs, group=group, checkpoint=checkpoint, requests=asked)
+        session = open_session(
+            run, lock, inputs, group=group, checkpoint=checkpoint, requests=asked, watcher=watcher
+        )
         with _deferring(requests, group), deterministic(lock.recipe.train.deterministic):
             summary = session.train()
     if not session.broken_off:

@@ -45,6 +45,7 @@ from finetune.training.callbacks.progress import Progress
 from finetune.training.callbacks.samples import Samples
 from finetune.training.callbacks.start_hash import StartHash
 from finetune.training.callbacks.task_metrics import TaskMetrics
+from finetune.training.callbacks.watched import Watched
 from finetune.training.checkpoints.contents import check_fit, read_state
 from finetune.training.checkpoints.store import check_checkpoint, keep_newest, latest_checkpoint
 from finetune.training.outputs import (
@@ -59,6 +60,7 @@ from finetune.training.outputs import (
 from finetune.training.provenance import refuse_other_engine
 from finetune.training.reference import reference_model
 from finetune.training.trainer import ExactTrainer
+from finetune.training.watching import Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ def open_session(
     group: Group,
     checkpoint: Path | None,
     requests: signals.Requests,
+    watcher: Watcher | None = None,
 ) -> "TrainingSession":
     """Build what trains the run, from the checkpoint where there is one.
 
@@ -86,6 +89,9 @@ def open_session(
         )
     checkpoint = None if checkpoint is None else _that_fits(checkpoint, run, trainer)
     refuse_other_engine(trainer, group)
+    watched = None if watcher is None else Watched(watcher)
+    if watched is not None:
+        trainer.add_callback(watched)
     metrics = TaskMetrics(recipe, inputs, trainer, group) if recipe.evaluate.metrics else None
     how = (
         asked(recipe, inputs.tokenizer, allow_code=inputs.allow_code)
@@ -122,7 +128,8 @@ def open_session(
         )
     return TrainingSession(
         run=run, lock=lock, inputs=inputs, group=group, checkpoint=checkpoint, trainer=trainer, best=best,
-        metrics=metrics, asked=how, tracker=tracker, integrations=integrations, progress=progress,
+        watched=watched, metrics=metrics, asked=how, tracker=tracker, integrations=integrations,
+        progress=progress,
     )  # fmt: skip
 
 
@@ -180,6 +187,7 @@ class TrainingSession:
     """Where it starts from."""
     trainer: ExactTrainer
     best: BestCheckpoint
+    watched: Watched | None
     metrics: TaskMetrics | None
     """None where the recipe measures none."""
     asked: Asked | None
@@ -214,8 +222,10 @@ class TrainingSession:
                     if self.run.adapter.is_dir():
                         self.tracker.upload(self.run.adapter)
         if self.summary["status"] == "stopped":
+            why = "" if self._reason is None else f": {self._reason}"
             logger.info(
-                f"stopped after step {self.trainer.state.global_step}; resume with: {self._resume_command()}"
+                f"stopped after step {self.trainer.state.global_step}{why}; resume with: "
+                f"{self._resume_command()}"
             )
         return self.summary
 
@@ -254,6 +264,11 @@ class TrainingSession:
     def _status(self) -> str:
         return "finished" if self._complete else "stopped"
 
+    @property
+    def _reason(self) -> str | None:
+        """Why who watches the run stopped it."""
+        return None if self.watched is None else self.watched.reason
+
     def _resume_command(self) -> str:
         engine, allowed = self.trainer.engine.name, sorted(self.inputs.allow_code)
         launch = (
@@ -274,7 +289,8 @@ class TrainingSession:
             changed=self.changed,
             report=self.report,
         )
-        return found | {"asked": self.asked}
+        stopped = {} if self._reason is None else {"stopped_because": self._reason}
+        return found | {"asked": self.asked} | stopped
 
     def _write_summary(self, status: str, error_text: str | None) -> None:
         self.summary = found = self._summary(status, error_text)
@@ -296,6 +312,8 @@ class TrainingSession:
         state = read_state(self.checkpoint)
         if state.global_step >= self.trainer.args.max_steps or self.best.says_stop(state):
             logger.info("all steps were taken; what is left is to write the result")
+            self.trainer.load_finished(self.checkpoint)
+        elif self.watched is not None and self.watched.says_stop(state):
             self.trainer.load_finished(self.checkpoint)
         else:
             self.trainer.train(resume_from_checkpoint=str(self.checkpoint))

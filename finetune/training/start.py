@@ -16,6 +16,7 @@ from finetune.recipe.rules.packages import check_packages
 from finetune.recipe.schema import Recipe
 from finetune.runs.commands import shell_command
 from finetune.runs.folder import is_run, open_run
+from finetune.training.watching import Watcher
 
 if TYPE_CHECKING:
     from finetune.engines.launch.processes import Launch
@@ -45,12 +46,15 @@ def start(
     allow_code: Collection[str] = (),
     trust_checkpoint: bool = False,
     arguments: Sequence[str] | None = None,
+    folder: Path | None = None,
+    watcher: Watcher | None = None,
 ) -> Trained | None:
     """Train a recipe, or resume a run, here or in processes of their own; None on a machine beside the first.
 
     `options` are those of finetune.engines.launch.check.plan_launch. `arguments` are the words behind
     `finetune` that say this on a command line, for the lock and for processes to be started with; made from
-    the rest where they are None.
+    the rest where they are None. `folder`, which is there (make_run), becomes the run's; `watcher` sees its
+    evaluations, and may stop it: both are for a training in this process.
     """
     allowed = frozenset(allow_code)
     words = (
@@ -74,7 +78,13 @@ def start(
             return None if folder is None else Trained(folder, str(open_run(folder).outcome()["status"]))
     with alone():
         return _train_here(
-            loaded, resumed, allowed, trust_checkpoint=trust_checkpoint, command=shell_command(*words)
+            loaded,
+            resumed,
+            allowed,
+            trust_checkpoint=trust_checkpoint,
+            command=shell_command(*words),
+            folder=folder,
+            watcher=watcher,
         )
 
 
@@ -128,29 +138,36 @@ def _train_here(
     *,
     trust_checkpoint: bool,
     command: str,
+    folder: Path | None,
+    watcher: Watcher | None,
 ) -> Trained:
     """Train in this process, which may be one of several that a launcher started."""
     from finetune.training import run
 
-    made = environment.run_folder()
+    made = folder or environment.run_folder()
     if resumed is None and made is not None and is_run(made):
         resumed, loaded = made, None  # the launcher starts its processes again
     if resumed is not None:
         known = loaded.recipe if loaded else None
-        folder, summary = run.resume(
-            resumed.resolve(), recipe=known, allow_code=allow_code, trust_checkpoint=trust_checkpoint
+        ended = run.resume(
+            resumed.resolve(),
+            recipe=known,
+            allow_code=allow_code,
+            trust_checkpoint=trust_checkpoint,
+            watcher=watcher,
         )
     else:
         assert loaded is not None  # noqa: S101 - the callers see to it
-        folder, summary = run.start(
+        ended = run.start(
             loaded.recipe,
             name=loaded.name,
             command=command,
             allow_code=allow_code,
             folder=made,
             origins=loaded.origins,
+            watcher=watcher,
         )
-    return Trained(folder.path, summary["status"])
+    return Trained(ended.folder.path, ended.summary["status"])
 
 
 def _recipe_of(loaded: LoadedRecipe | None, resumed: Path | None) -> Recipe:

@@ -24,7 +24,7 @@ from data_prep.table.documents import Document
 from finetune.engines.base import Engine
 from finetune.engines.group import Group
 from finetune.engines.sharded import gathered_weights
-from finetune.errors import TrainingError
+from finetune.errors import NotFiniteError
 from finetune.models.device import widest_type
 from finetune.models.kernels.noise import seed_of
 from finetune.models.loss import IGNORE_INDEX, Part
@@ -226,7 +226,7 @@ class ExactTrainer(Trainer):
             self.logged_sums.append(output.logits.detach())
         self.step_losses.append((loss.detach(), places))
         if self.engine.steps_in_backward and self.group.any(not torch.isfinite(loss)):
-            raise TrainingError(self._not_finite("loss", loss.item(), places))
+            raise NotFiniteError(self._not_finite("loss", loss.item(), places))
         # DDP and ZeRO average gradients over processes; the sum is wanted.
         return loss * self.args.world_size
 
@@ -245,7 +245,7 @@ class ExactTrainer(Trainer):
         return {name: value / count for name, (value, count) in named if count}
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float:
-        """Raises TrainingError, before the update, where a loss or the gradient isn't finite.
+        """Raises NotFiniteError, before the update, where a loss or the gradient isn't finite.
 
         The device is asked once a step, for all of them together.
         """
@@ -255,12 +255,12 @@ class ExactTrainer(Trainer):
         *values, length = torch.stack([*losses, norm.float()]).tolist()
         for value, (_, places) in zip(values, self.step_losses, strict=True):
             if not math.isfinite(value):
-                raise TrainingError(self._not_finite("loss", value, places))
+                raise NotFiniteError(self._not_finite("loss", value, places))
         # With fp16's loss scaling a step that overflowed is skipped by the scaler, and the scale lowered.
         self.skipped_steps = 0 if math.isfinite(length) else self.skipped_steps + 1
         if self.skipped_steps >= (1 if self.accelerator.scaler is None else SKIPPED_STEPS_LIMIT):
             places = [place for _, places in self.step_losses for place in places]
-            raise TrainingError(self._not_finite("gradient norm", length, places))
+            raise NotFiniteError(self._not_finite("gradient norm", length, places))
         return float(length)
 
     def _not_finite(self, what: str, value: float, places: list[str]) -> str:

@@ -91,6 +91,25 @@ def test_a_gguf_base_needs_gguf(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("module", "sampler", "what"),
+    [
+        ("optuna", "tpe", "finetune sweep needs optuna"),
+        ("cmaes", "cma-es", "sweep.sampler: cma-es needs cmaes"),
+    ],
+)
+def test_a_sweep_needs_its_packages(tmp_path: Path, module: str, sampler: str, what: str) -> None:
+    """Said before a folder is made."""
+    rates = "train.learning_rate: {uniform: [0.1, 1]}, adapter.dropout: {uniform: [0, 0.5]}"
+    text = (
+        "extends: smollm2/135m_lora\nsweep: {space: {" + rates + "}, trials: 1, sampler: " + sampler + "}\n"
+    )
+    (tmp_path / "r.yaml").write_text(text)
+    done = without(module, "sweep", "r.yaml", cwd=tmp_path)
+    assert done.stderr == f'error: {what}, which is not installed: pip install "{DISTRIBUTION}[sweep]".\n'
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [tmp_path / "r.yaml"])
+
+
 def test_curves_need_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the terminal one package, for a file another."""
     monkeypatch.setitem(sys.modules, "plotext", None)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
     "cli", "conversion", "recipe", "engines", "models", "data", "generation", "training", "engines.launch",
     "evaluation", "merging", "runs", "planning", "quickstart", "scoring", "self_test", "objectives", "exporters", "exporting",
-    "machine", "pruning", "hub", "serving", "data_prep",
+    "machine", "pruning", "hub", "serving", "sweeping", "data_prep",
 })  # fmt: skip
 
 # Parts of data_prep that need the standard library only.
@@ -82,6 +82,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "hub": frozenset({"models", "recipe", "runs", "data_prep", "merging.output"}),
     "pruning": frozenset({"data", "data_prep", "exporters", "merging", "models", "recipe"}),
     "serving": frozenset({"data_prep", "generation", "models", "recipe", "runs"}),
+    "sweeping": frozenset({"data", "data_prep", "evaluation", "models", "recipe", "runs", "scoring"})
+    | {"training"},
     "data_prep": frozenset(),
 }
 ROOMS_WITHIN = ("engines.launch",)

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from data_prep.config import FileSource, HubSource, OrdersSource, sections_in
 from finetune.recipe.aliases import counterpart, value_named
-from finetune.recipe.reading.tree import Diagnostic, Location, Node, dotted, finding_at
+from finetune.recipe.reading.tree import SOURCE_LISTS, Diagnostic, Location, Node, dotted, finding_at
 from finetune.recipe.reading.yaml_tree import plain_scalar, shorten
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.adapter import INITS, LAST_LAYERS
@@ -70,7 +70,7 @@ def _forms_in(tree: Node) -> Iterator[tuple[Location, Node, Mapping[str, Form], 
     base = tree.find(("model", "base"))
     if base is not None and not isinstance(base.value, str):
         yield ("model", "base"), base, BASE_FORMS, BASE_WORDS
-    for location in (("data", "train"), ("data", "evaluation", "sources")):
+    for location in SOURCE_LISTS:
         sources = tree.find(location)
         if sources is not None and isinstance(sources.value, list):
             for index, node in enumerate(sources.value):
@@ -110,7 +110,7 @@ def _form_of(location: Location) -> Location | None:
     """The location of the section of several forms that a location lies in."""
     if location[:2] == ("model", "base") and len(location) > 2:
         return location[:2]
-    for start in (("data", "train"), ("data", "evaluation", "sources")):
+    for start in SOURCE_LISTS:
         if location[: len(start)] == start and len(location) > len(start):
             return location[: len(start) + 1]
     return None
@@ -146,17 +146,17 @@ def _is_member(key: int | str) -> bool:
 
 
 def mistakes_of(
-    form: Form, values: dict[str, Any], prefix: Location, *, beside: str
+    form: Form, values: dict[str, Any], prefix: Location, *, beside: str | None = None
 ) -> Iterator[tuple[str, str]]:
-    """(dotted path, message) of all that a form has against the values of the section at `prefix`, which has
-    a key beside."""
+    """(dotted path, message) of all that a form has against the values of the section at `prefix`, which may
+    have a key beside."""
     try:
         form.model_validate(values)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             below, kind = detail["loc"], detail["type"]
             if kind == "extra_forbidden":
-                message = _unknown_key(form, prefix, below, beside=(beside,))
+                message = _unknown_key(form, prefix, below, beside=(beside,) if beside else ())
             else:
                 message = (
                     f"missing{_description(form, below)}"
@@ -294,14 +294,16 @@ def _annotation(form: Form, location: Location) -> Any:
 
 def _section(form: Form, location: Location) -> Form | None:
     """The one section at a location below another."""
+    named = False
     for key in location:
-        if isinstance(key, int):
+        if isinstance(key, int) or named:
+            named = False
             continue
         field = form.model_fields.get(key)
         forms = sections_in(field.annotation) if field else []
-        if len(forms) != 1:
+        if field is None or len(forms) != 1:
             return None
-        form = forms[0]
+        form, named = forms[0], get_origin(field.annotation) is dict  # whose keys are names of the user's
     return form
 
 

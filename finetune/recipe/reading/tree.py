@@ -14,6 +14,13 @@ Location = tuple[str | int, ...]
 # Replaced whole by a later layer, never merged key by key: their keys exclude one another.
 ATOMIC: frozenset[Location] = frozenset({("model", "base"), ("data", "evaluation")})
 
+SOURCE_LISTS: tuple[Location, ...] = (
+    ("data", "train"),
+    ("data", "evaluation", "sources"),
+    ("sweep", "repeats", "sources"),
+)
+"""Where sources of rows are listed."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
@@ -83,6 +90,21 @@ class Node:
                 return node
             node = below
         return node
+
+    def locate(self, path: str) -> Location:
+        """The location of a dotted path below this value: at each mapping the longest key that is one of
+        its own, since a key may hold dots."""
+        parts, location, node = path.split("."), list[str | int](), self
+        while parts:
+            ends = range(len(parts), 0, -1)
+            own = (
+                end for end in ends if isinstance(node.value, dict) and ".".join(parts[:end]) in node.value
+            )
+            end = next(own, 1)
+            key = ".".join(parts[:end])
+            location.append(int(key) if key.isdecimal() else key)
+            node, parts = node.nearest((location[-1],)), parts[end:]
+        return tuple(location)
 
     def broken_at(self, location: Location) -> bool:
         """Whether a problem was already reported at a location or above it."""

@@ -1,11 +1,11 @@
 """Rules that tie keys of a recipe together. Pure: no file is looked at."""
 
 from finetune.recipe.given import Given
-from finetune.recipe.rules import data, evaluation, optimization, training
+from finetune.recipe.rules import data, evaluation, optimization, sweep, training
 from finetune.recipe.rules.objective import objective_fits
 from finetune.recipe.schema import Recipe
 
-RULES = (*training.RULES, *optimization.RULES, *data.RULES, *evaluation.RULES, objective_fits)
+RULES = (*training.RULES, *optimization.RULES, *data.RULES, *evaluation.RULES, objective_fits, *sweep.RULES)
 
 
 def problems_of(recipe: Recipe, given: Given) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from finetune.recipe.schema.evaluate import EvaluateSection
 from finetune.recipe.schema.model import ModelSection
 from finetune.recipe.schema.objective import ObjectiveSection
 from finetune.recipe.schema.output import OutputSection
+from finetune.recipe.schema.sweep import SweepSection
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.schema.train import TrainSection
 
@@ -23,3 +24,4 @@ class Recipe(Section):
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
     output: OutputSection = Field(default_factory=OutputSection)
+    sweep: SweepSection | None = None

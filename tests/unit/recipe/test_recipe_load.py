@@ -100,7 +100,7 @@ extra: 1
         "loss during training",
         "r.yaml:24:11  tracking  got 4, expected a section (a mapping of keys)",
         "r.yaml:25:1  extra  unknown key; a recipe has model, adapter, objective, data, train, evaluate, "
-        "tracking, output",
+        "tracking, output, sweep",
     ]
 
 

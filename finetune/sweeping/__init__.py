@@ -1,0 +1,2 @@
+"""finetune sweep: the best values of a recipe's keys, each trial an ordinary run
+(finetune/sweeping/worker.py)."""
