@@ -129,6 +129,7 @@ CASES = (
 BF16 = Case("bf16", ("train.precision=bf16",), tolerance=5e-2)
 """Where it is native: on a GPU with flash attention and Liger's loss where they are installed."""
 KILLED = Case("killed and resumed", tolerance=0.0)
+TOGETHER = Case("beside another adapter")
 
 
 def selftest() -> dict[str, Any]:
@@ -158,16 +159,11 @@ def selftest() -> dict[str, Any]:
             plain = references[learned, case.reference]
             outcomes.append(compare(case, plain, run, time.perf_counter() - began))
             logger.info(line_of(outcomes[-1]))
-        began = time.perf_counter()
-        outcomes.append(
-            compare(
-                KILLED,
-                references[recipe, ()],
-                killed_and_resumed(folder / "killed", recipe),
-                time.perf_counter() - began,
-            )
-        )
-        logger.info(line_of(outcomes[-1]))
+        for case, trained in ((TOGETHER, together), (KILLED, killed_and_resumed)):
+            began = time.perf_counter()
+            run = trained(folder / trained.__name__, recipe)
+            outcomes.append(compare(case, references[recipe, ()], run, time.perf_counter() - began))
+            logger.info(line_of(outcomes[-1]))
     return {
         "versions": versions(),
         "cases": [
@@ -238,6 +234,21 @@ def command_of(output: Path, recipe: Path, *arguments: str) -> list[str]:
 def environment() -> dict[str, str]:
     """One thread a process: sums of equal order."""
     return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def together(output: Path, recipe: Path) -> Path:
+    """A run that trains together with one of another seed."""
+    output.mkdir()
+    variants = output / "variants.json"
+    variants.write_text(json.dumps({"plain": {}, "other": {"train.seed": 5, "adapter.rank": 8}}))
+    words = ["train-many", str(recipe), "--variants", str(variants), f"output.folder={output / 'runs'}"]
+    done = subprocess.run(
+        [sys.executable, *PROGRAM, *words],
+        env=environment(), capture_output=True, text=True, check=False, timeout=SECONDS,
+    )  # fmt: skip
+    if done.returncode:
+        raise FinetuneError(f"selftest: {' '.join(words)} failed: {done.stderr.strip()[-2000:]}")
+    return output / "runs" / "plain-001"
 
 
 def killed_and_resumed(output: Path, recipe: Path) -> Path:

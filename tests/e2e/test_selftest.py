@@ -16,6 +16,7 @@ def test_every_way_of_training_agrees_here(finetune: Callable[..., Result]) -> N
     assert report["holds"]
     assert {case["name"] for case in report["cases"]} | set(report["left_out"]) >= {
         "ddp, 2 processes",
+        "beside another adapter",
         "killed and resumed",
     }
     assert report["seconds"] < 600
