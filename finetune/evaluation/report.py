@@ -12,6 +12,7 @@ from data_prep.config import HeadSection
 from data_prep.labels import answer_of
 from finetune.evaluation.bootstrap import Interval, interval_of, resampled
 from finetune.evaluation.dataset import EvaluationSet
+from finetune.evaluation.general_text import general_documents
 from finetune.evaluation.head_predictions import classify
 from finetune.evaluation.label_likelihood import label_likelihoods
 from finetune.evaluation.losses import document_losses
@@ -19,7 +20,7 @@ from finetune.evaluation.pair_rewards import pair_rewards
 from finetune.evaluation.predictions import OnProgress, answer_questions
 from finetune.evaluation.sandbox.programs import run_answers
 from finetune.generation.base_options import unused_options
-from finetune.generation.generate import cut_notes
+from finetune.generation.generate import cut_notes, positions_of
 from finetune.objectives import objective_of
 from finetune.objectives.pairs import PairObjective
 from finetune.recipe.schema import Recipe
@@ -232,6 +233,7 @@ class _Measurement:
             answers = [
                 replace(answer, likelihoods=row) for answer, row in zip(answers, likelihoods, strict=True)
             ]
+        general = self._general() if "general" in self.asked else ([], [])
         return Measured(
             losses,
             self.rows.places,
@@ -240,7 +242,16 @@ class _Measurement:
             self.rows.labels,
             bleu_tokenizer=self.section.bleu_tokenizer,
             notes=tuple(notes),
+            general=general[0],
+            general_places=general[1],
         )
+
+    def _general(self) -> tuple[list[LossSum], list[str]]:
+        positions = positions_of(self.model)
+        documents = general_documents(self.section.general_text, self.tokenizer, positions)
+        size = self.section.batch_size
+        losses = self._timed("general text", lambda: document_losses(self.model, documents, size))
+        return losses, [document.place for document in documents]
 
     def _losses(self) -> list[LossSum]:
         documents = self.rows.documents

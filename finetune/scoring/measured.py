@@ -13,9 +13,10 @@ from finetune.scoring.labels import Labels
 
 T = TypeVar("T")
 
-Of = Literal["losses", "answers", "likelihoods", "programs", "rewards"]
-"""What a metric is computed from: the losses of documents; of questions the generated answers, the
-likelihoods of their labels, what became of the programs in the answers; or the rewards of pairs."""
+Of = Literal["losses", "general", "answers", "likelihoods", "programs", "rewards"]
+"""What a metric is computed from: the losses of documents; those of a general text; of questions the
+generated answers, the likelihoods of their labels, what became of the programs in the answers; or the rewards
+of pairs."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,9 @@ class Measured:
     labels: Labels = field(default_factory=lambda: Labels(()))
     programs: list[tuple[Verdict, ...]] = field(default_factory=list)
     """What became of each program of each answer."""
+    general: list[LossSum] = field(default_factory=list)
+    """Of each document of a general text."""
+    general_places: list[str] = field(default_factory=list)
     rewards: list[tuple[float, float]] = field(default_factory=list)
     """Of the chosen and the rejected answer of each pair, whose documents follow one another."""
     bleu_tokenizer: BleuTokenizer = "auto"
@@ -145,7 +149,8 @@ class Measured:
     def count(self, of: Of) -> int:
         """How many rows a metric is over."""
         counted: dict[Of, list[Any]] = {
-            "losses": self.losses, "programs": self.programs, "rewards": self.rewards,
+            "losses": self.losses, "general": self.general, "programs": self.programs,
+            "rewards": self.rewards,
         }  # fmt: skip
         return len(counted.get(of, self.answers))
 
@@ -153,6 +158,8 @@ class Measured:
         """Where these rows are."""
         if of == "rewards":
             return self.places[::2]
+        if of == "general":
+            return self.general_places
         return self.places if of == "losses" else [answer.question.place for answer in self.answers]
 
     def once(self, compute: "Callable[[Measured], T]") -> T:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data_prep.config import NAMES, Section
+from data_prep.config import NAMES, PATH, Section
 
 MetricName = Annotated[str, Field(json_schema_extra={NAMES: "metrics"})]
 """A metric of finetune/scoring/metrics, which the rules look up: the schema is below the registry."""
@@ -28,6 +28,10 @@ class EvaluateSection(Section):
     metrics: Annotated[tuple[MetricName, ...], Field(strict=False)] = ()
     """What is measured when training ends, and by `finetune evaluate` (without any: loss, perplexity and
     exact match)."""
+
+    general_text: Annotated[str | None, PATH] = None
+    """general_loss: a file of text in UTF-8 whose paragraphs are measured; the toolkit's own, openings and
+    speeches in English, when absent."""
 
     rows_in_training: Annotated[int, Field(ge=1)] | None = None
     """Measure the metrics at each evaluation in training as well, on the first so many rows; only at the end

@@ -15,6 +15,7 @@ METRICS: tuple[Metric, ...] = (
     losses.LOSS,
     losses.PERPLEXITY,
     losses.BITS_PER_BYTE,
+    losses.GENERAL_LOSS,
     matches.EXACT_MATCH,
     matches.SQUAD_EXACT_MATCH,
     matches.SQUAD_F1,

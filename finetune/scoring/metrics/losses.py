@@ -1,23 +1,24 @@
 """The likelihood of the rows' own tokens: nothing is generated."""
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from finetune.errors import FinetuneError
-from finetune.scoring.measured import Measured, exponential
+from finetune.scoring.measured import LossSum, Measured, exponential
 from finetune.scoring.metrics.base import Metric, Scorer
-
-if TYPE_CHECKING:
-    pass
 
 
 def _mean_loss(measured: Measured) -> Scorer:
     if not any(loss.tokens for loss in measured.losses):
         raise FinetuneError("these documents have no supervised token, so there is no loss to measure.")
+    return _mean_of(measured.losses)
+
+
+def _mean_of(losses: Sequence[LossSum]) -> Scorer:
     import numpy as np
 
-    sums = np.array([loss.loss_sum for loss in measured.losses])
-    weights = np.array([loss.weight for loss in measured.losses])
+    sums = np.array([loss.loss_sum for loss in losses])
+    weights = np.array([loss.weight for loss in losses])
     return lambda rows: float(rows @ sums / total) if (total := rows @ weights) else math.nan
 
 
@@ -57,6 +58,18 @@ PERPLEXITY = Metric(
     by="exact sums",
     higher_is_better=False,
     best=1.0,
+)
+GENERAL_LOSS = Metric(
+    "general_loss",
+    "general",
+    lambda measured: _mean_of(measured.general),
+    "a text that no recipe trains on: how much it rises is what fine-tuning made the model forget",
+    scale="nats per token",
+    by="exact sums",
+    by_row=lambda measured: [loss.mean for loss in measured.general],
+    higher_is_better=False,
+    best=0.0,
+    keys=("general_text",),
 )
 BITS_PER_BYTE = Metric(
     "bits_per_byte",
