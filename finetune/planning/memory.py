@@ -74,6 +74,8 @@ class Job:
     """Of a classification head, in place of logits over the vocabulary."""
     start_weights: int = 0
     """Frozen weights of an adapter that starts at a part of the base."""
+    fp8: bool = False
+    """Whether the base multiplies in FP8, its 8-bit weights beside its own."""
     masked: bool = False
     """Whether the base is pruned: a byte a weight says where, and the update of a layer is formed whole."""
     first_layer: int = 0
@@ -147,6 +149,7 @@ def _weights(job: Job) -> tuple[float, float]:
     linear = linear_numbers(job.shape)
     base = linear_bytes(job.shape, job.quantization, job.number_bytes) + 4.0 * job.start_weights
     base += linear if job.masked else 0
+    base += fp8_bytes(job)
     return base + (everything - linear) * job.number_bytes, 4.0 * job.trained
 
 
@@ -166,6 +169,16 @@ def linear_bytes(shape: Shape, quantization: str | None, number_bytes: int) -> f
         rows = shape.layers * sum(layer.outputs for layer in shape.decoder_layer.linear.values())
         return linear_numbers(shape) + 4.0 * rows
     return linear_numbers(shape) * (number_bytes if quantization is None else NF4_BYTES[quantization])
+
+
+def fp8_bytes(job: Job) -> float:
+    """Of the base's 8-bit weights, where it multiplies in FP8: on a GPU once for each direction; with a
+    float32 scale for each row, and a one for each column."""
+    if not job.fp8:
+        return 0.0
+    layer = job.shape.decoder_layer.linear.values()
+    scales = job.shape.layers * sum(4 * (linear.outputs + linear.inputs) for linear in layer)
+    return float((2 if job.device == "gpu" else 1) * linear_numbers(job.shape) + scales)
 
 
 def activations(job: Job) -> float:
@@ -225,6 +238,9 @@ def passing(job: Job) -> float:
     inner = shape.feed_forward_width * c * (5 * tile if job.mlp_tile else 3 * job.tokens)
     norm = 3 * 4 * shape.width * job.tokens
     weight = largest_linear(shape) * c if job.quantization else 0  # one, dequantised
+    if job.fp8:  # what a product reads, rounded; the CPU multiplies it, and the weight, in float32
+        rounded = (tile if job.mlp_tile else job.tokens) * shape.feed_forward_width
+        weight = rounded if job.device == "gpu" else 4 * (largest_linear(shape) + 2 * rounded)
     # The backward pass begins with the last layer: where that one is made again, it is there beside all that
     # was kept.
     made = job.checkpoint_every > 0 and (shape.layers - 1) % job.checkpoint_every == 0

@@ -263,6 +263,21 @@ class ExactTrainer(Trainer):
 
         With `task_metrics` what they measure too, each under its own name.
         """
+        mean, means = self.evaluation_means()
+        metrics = {f"{metric_key_prefix}_loss": mean}
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        if self.objective.has_perplexity:
+            metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(mean, 700.0))
+        if self.task_metrics is not None:
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.task_metrics().items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def evaluation_means(self) -> tuple[float, dict[str, float]]:
+        """The mean loss of the evaluation documents, over all processes, and what the objective logs beside
+        it."""
         model = self.model_wrapped if self.is_in_train else self.accelerator.unwrap_model(self.model)
         model.eval()
         total, step_sum = torch.zeros(2, dtype=torch.float64), None
@@ -282,16 +297,7 @@ class ExactTrainer(Trainer):
                     logged += output.logits.cpu().double()
         total, logged = self.reduced(total), self.reduced(logged)
         model.train()
-        mean = float(total[0] / total[1])
-        metrics = {f"{metric_key_prefix}_loss": mean}
-        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self._means(logged).items()}
-        if self.objective.has_perplexity:
-            metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(mean, 700.0))
-        if self.task_metrics is not None:
-            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.task_metrics().items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return float(total[0] / total[1]), self._means(logged)
 
     def evaluation_batches(self) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         """This process's batches of the evaluation documents, each with their indexes."""
