@@ -175,7 +175,8 @@ def dpo(bench: Bench) -> None:
         for prompt in (drawn(part) for _ in range(pairs))
         for _ in range(2)
     ]
-    batch = on_device(batch_of(documents, packed=True, pad_token_id=0, shared=2), bench.device)
+    made = batch_of(documents, packed=True, pad_token_id=0, documents_per_row=2, shares_prompts=True)
+    batch = on_device(made, bench.device)
     setting = Setting()
     with _model(bench, lambda: ours(bench.base, setting, bench.device, objective)) as model:
         optimizer = optimizer_of(model)

@@ -52,7 +52,7 @@ class Job:
     supervised: int
     """S of it, at most."""
     row_tokens: int
-    """The longest row, where rows are padded and attention has a mask."""
+    """The longest row."""
     packed: bool
     dropout: bool = False
     checkpoint_every: int = 0
@@ -203,9 +203,8 @@ def activations(job: Job) -> float:
 
 
 def one_layer(job: Job) -> float:
-    """What a layer keeps, with attention's mask where rows are padded."""
-    mask = 0 if job.packed else 2 * job.tokens * job.row_tokens
-    return layer_bytes(job) * job.tokens + mask
+    """What a layer keeps of a micro-batch."""
+    return layer_bytes(job) * job.tokens
 
 
 def recomputed_layers(job: Job) -> int:
@@ -248,11 +247,11 @@ def passing(job: Job) -> float:
 
 
 def layer_bytes(job: Job) -> float:
-    """Bytes that a decoder layer keeps of a token, attention masks aside.
+    """Bytes that a decoder layer keeps of a token.
 
     LoRA as it is fused here keeps h, its norm, q, k, v, the attention's output (twice where it is put
     together from documents), h', its norm, gate and up: 4 D + 3 H E + 2 K E + 2 F numbers, and 7 R of the
-    adapters; with padding k and v are widened to all heads (4 D + 4 H E + 2 F). With dropout each projection
+    adapters; where rows aren't packed 4 D + 2 H E + 2 K E + 2 F. With dropout each projection
     keeps its own input and mask, and the MLP is not fused. ZeRO-3 leaves LoRA to peft, which keeps more. All
     weights trained: see unfused. An MLP that isn't fused keeps 4 F; where q, k and v are one layer's output,
     what positions don't rotate is kept beside what they do: H E + K E more. An MLP in tiles keeps its
@@ -262,7 +261,7 @@ def layer_bytes(job: Job) -> float:
     shape, c = job.shape, job.number_bytes
     width, inner, forward, shared = shape.width, shape.query_width, shape.feed_forward_width, shape.key_width
     family, layer = family_of(shape.model_type) or LLAMA, shape.decoder_layer
-    attention = 3 * inner + 2 * shared if job.packed else 4 * inner
+    attention = (3 if job.packed else 2) * inner + 2 * shared
     if family.packs_projections:
         attention += inner + shared
     normed = inner + shared if any(name.startswith("self_attn.") for name in layer.norms) else 0

@@ -92,7 +92,8 @@ class ExactTrainer(Trainer):
         self.group_rates: dict[str, float] = {}
         self.step_rates: dict[str, float] = {}
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
-        self.logged_sums = list[torch.Tensor]()
+        self.step_logged = list[torch.Tensor]()
+        self.logged_sums = self._nothing_logged()
 
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers does, and as the engine needs it."""
@@ -145,7 +146,7 @@ class ExactTrainer(Trainer):
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> torch.Tensor:
-        self.step_losses = []
+        self.step_losses, self.step_logged = [], []
         if self.objective.step_values:
             seen = [(batch["places"], batch.pop("counterparts", batch)) for batch in batch_samples]
             total = self._step_sum(seen).to(widest_type())
@@ -178,7 +179,7 @@ class ExactTrainer(Trainer):
         The wrapped model computes it, or `model`, in evaluation mode and without noise. What a batch without
         rows gives is left out: it is there for the other processes' sake.
         """
-        left_out = ("places", "tokens", "noise_seeds", "step_sum", "counterparts")
+        left_out = ("places", "tokens", "noise_seeds", "noise_lengths", "step_sum", "counterparts")
         computing = self.model_wrapped if model is None else model
         computing.eval()
         for rows, batch in batches:
@@ -208,7 +209,7 @@ class ExactTrainer(Trainer):
         loss: torch.Tensor = output.loss
         loss = loss if places else loss * 0.0  # what fills up teaches nothing, whatever its loss is
         if self.objective.logged and places:
-            self.logged_sums.append(output.logits.detach())
+            self.step_logged.append(output.logits.detach())
         self.step_losses.append((loss.detach(), places))
         if self.engine.steps_in_backward and self.group.any(not torch.isfinite(loss)):
             raise TrainingError(self._not_finite("loss", loss.item(), places))
@@ -217,11 +218,12 @@ class ExactTrainer(Trainer):
 
     def logged_means(self) -> dict[str, float]:
         """The means of what the objective logs, over all processes' batches since the last call."""
-        total = torch.zeros(len(self.objective.logged), 2, dtype=torch.float64)
-        for sums in self.logged_sums:
-            total += sums.cpu().double()
-        self.logged_sums = []
+        total, self.logged_sums = self.logged_sums, self._nothing_logged()
         return self._means(self.reduced(total)) if self.objective.logged else {}
+
+    def _nothing_logged(self) -> torch.Tensor:
+        """Sums and counts of what the objective logs (K x 2), before there are any."""
+        return torch.zeros(len(self.objective.logged), 2, dtype=torch.float64)
 
     def _means(self, total: torch.Tensor) -> dict[str, float]:
         """The means of what the objective logs, by their sums and counts (K x 2); without what nothing is
@@ -232,12 +234,18 @@ class ExactTrainer(Trainer):
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float:
         """Raises TrainingError, before the update, where a loss or the gradient isn't finite.
 
-        The device is asked once a step, for all of them together.
+        The device is asked once a step, for all of them together and for what the objective logs.
         """
         norm = torch.as_tensor(super()._get_grad_norm(model, grad_norm=grad_norm))
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         losses = [loss.float().to(norm.device) for loss, _ in self.step_losses]
-        *values, length = torch.stack([*losses, norm.float()]).tolist()
+        asked = [torch.stack([*losses, norm.float()]), *(sums.flatten() for sums in self.step_logged)]
+        numbers = torch.cat([part.to(norm.device, widest_type()) for part in asked]).tolist()
+        values, length, logged = numbers[: len(losses)], numbers[len(losses)], numbers[len(losses) + 1 :]
+        if logged:
+            self.logged_sums += (
+                torch.tensor(logged, dtype=torch.float64).reshape(-1, *self.logged_sums.shape).sum(0)
+            )
         for value, (_, places) in zip(values, self.step_losses, strict=True):
             if not math.isfinite(value):
                 raise TrainingError(self._not_finite("loss", value, places))
@@ -281,7 +289,7 @@ class ExactTrainer(Trainer):
         model = self.model_wrapped if self.is_in_train else self.accelerator.unwrap_model(self.model)
         model.eval()
         total, step_sum = torch.zeros(2, dtype=torch.float64), None
-        logged = torch.zeros(len(self.objective.logged), 2, dtype=torch.float64)
+        logged = self._nothing_logged()
         if self.objective.step_values:
             step_sum = self._step_sum(self.evaluation_step_batches()).to(widest_type())
             model.eval()
@@ -375,6 +383,9 @@ class ExactTrainer(Trainer):
         best = Path(str(self.state.best_model_checkpoint))
         with without_embeddings(), self.engine.resuming(best, self.group):
             super()._load_best_model()
+
+    def store_flos(self) -> None:
+        """Nothing is done with this count, for which transformers lets all processes wait at each log."""
 
     def counters(self) -> dict[str, Any]:
         """Tokens and seconds of the run up to now, those before a resume included; Counters of
