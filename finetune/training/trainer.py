@@ -30,6 +30,7 @@ from finetune.models.loss import IGNORE_INDEX, Part
 from finetune.objectives import Objective
 from finetune.runs.checkpoint import MARKER, PREFIX
 from finetune.training.batches import Feed, evaluation_batches
+from finetune.training.checkpoints.background import Background
 from finetune.training.checkpoints.contents import COUNTERS, read_counters, read_state
 from finetune.training.checkpoints.store import gone_if_disk_is_full, keep_newest, mark_complete
 from finetune.training.next_step import NextStep
@@ -92,6 +93,7 @@ class ExactTrainer(Trainer):
         self.group_rates: dict[str, float] = {}
         self.step_rates: dict[str, float] = {}
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
+        self.completing = Background()
         self.step_logged = list[torch.Tensor]()
         self.logged_sums = self._nothing_logged()
 
@@ -344,6 +346,7 @@ class ExactTrainer(Trainer):
         # A damaged checkpoint of this step may be there: without its marker it isn't taken for whole while it
         # is rewritten.
         if self.group.is_main:
+            self.completing.settle()
             (checkpoint / MARKER).unlink(missing_ok=True)
         self.group.wait()
         with gone_if_disk_is_full(checkpoint), without_embeddings():
@@ -352,9 +355,26 @@ class ExactTrainer(Trainer):
             if self.group.is_main:
                 self.describe(checkpoint)
                 (checkpoint / COUNTERS).write_text(json.dumps(self.counters()))
-                mark_complete(checkpoint)
         if self.group.is_main:
-            keep_newest(folder, self.keep_checkpoints, folder / f"{PREFIX}{self.state.best_global_step}")
+            best = folder / f"{PREFIX}{self.state.best_global_step}"
+            self.completing.start(partial(self._complete, checkpoint, best))
+
+    def _complete(self, checkpoint: Path, best: Path) -> None:
+        """Mark a checkpoint, whose files are written, and then let go of earlier ones."""
+        with gone_if_disk_is_full(checkpoint):
+            mark_complete(checkpoint)
+        keep_newest(checkpoint.parent, self.keep_checkpoints, best)
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """To the end, or to a stop; its checkpoints are complete then."""
+        try:
+            found = super().train(*arguments, **options)
+        except Exception:
+            self.completing.settle()
+            raise
+        self.completing.settle()
+        self.group.wait()
+        return found
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Of an adapter what is trained, gathered on the main process; transformers gathers the base too, or
