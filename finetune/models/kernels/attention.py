@@ -43,14 +43,14 @@ def training_inputs(
     No mask is needed: what fills up a row comes after all that is learned, which doesn't see it, and
     attention is handed the lengths of documents. Other attentions than ours get what is there.
     """
-    if ALL_MASK_ATTENTION_FUNCTIONS.get(config._attn_implementation) is not unpadded_mask:
-        return {"attention_mask": attention_mask, "position_ids": position_ids}
-    if attention_mask is None:
-        assert position_ids is not None  # noqa: S101 - of a packed row
+    ours = ALL_MASK_ATTENTION_FUNCTIONS.get(config._attn_implementation) is unpadded_mask
+    if ours and attention_mask is not None:
+        # Positions that are scaled by a length are those of the documents, what fills up left out.
+        positions = positions_of(attention_mask) if looks_at_length(config) else None
+        return {"attention_mask": _no_mask(attention_mask.device), "position_ids": positions}
+    if ours and position_ids is not None:
         return {"attention_mask": _no_mask(position_ids.device), "position_ids": position_ids}
-    # Positions that are scaled by a length are those of the documents, what fills up left out.
-    positions = positions_of(attention_mask) if looks_at_length(config) else None
-    return {"attention_mask": _no_mask(attention_mask.device), "position_ids": positions}
+    return {"attention_mask": attention_mask, "position_ids": position_ids}
 
 
 def _no_mask(device: torch.device) -> torch.Tensor:
