@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from finetune.models.kernels import ops
 from finetune.models.kernels.attention import VARLEN
+from finetune.models.kernels.fp8 import round_base
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.kernels.varlen import layout_of
 from finetune.models.loss import install_loss, supervised_loss
@@ -38,7 +39,7 @@ NOTHING = {
     "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "lift_fresh", "device",
     "_unsafe_view",
 }  # fmt: skip
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "_varlen_attn", "_varlen_attn_backward")
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "_scaled_mm", "_varlen_attn", "_varlen_attn_backward")
 LAUNCHES = {"_varlen_attn_backward": 3}
 NUMBERS_OF_A_BLOCK, BLOCKS_OF_A_LAUNCH, TENSORS_OF_A_LAUNCH = 65_536, 320, 48
 
@@ -86,7 +87,7 @@ def _bytes(tensor: torch.Tensor) -> int:
     return count * tensor.element_size()
 
 
-def model_of(layers: int, ours: bool, mode: FakeTensorMode, tiny: bool) -> Any:
+def model_of(layers: int, ours: bool, mode: FakeTensorMode, tiny: bool, fp8: bool) -> Any:
     """The model with its adapter, its weights without numbers."""
     width = 256 if tiny else 4096
     config = LlamaConfig(
@@ -112,15 +113,19 @@ def model_of(layers: int, ours: bool, mode: FakeTensorMode, tiny: bool) -> Any:
                 setattr(module, name, torch.nn.Parameter(empty, requires_grad=weight.requires_grad))
             for name, held in list(module.named_buffers(recurse=False)):
                 setattr(module, name, torch.empty(held.shape, dtype=held.dtype))
+        if fp8:
+            round_base(model)
     return model.train()
 
 
-def count(layers: int, tokens: int, ours: bool, tiny: bool = False, fused: bool = True) -> Counted:
+def count(
+    layers: int, tokens: int, ours: bool, tiny: bool = False, fused: bool = True, fp8: bool = False
+) -> Counted:
     """What a forward and a backward pass of one pack launch."""
     ops.on_gpu = lambda _: fused
     layout_of.cache_clear()  # which holds tensors of the trace before
     mode = FakeTensorMode()
-    model = model_of(layers, ours, mode, tiny)
+    model = model_of(layers, ours, mode, tiny, fp8)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     counted = Counted()
     with mode:
@@ -147,9 +152,9 @@ def _loss(model: Any, common: dict[str, Any], ours: bool) -> torch.Tensor:
     return loss
 
 
-def report(layers: int, tokens: int, ours: bool, fused: bool = True) -> dict[str, Any]:
+def report(layers: int, tokens: int, ours: bool, fused: bool = True, fp8: bool = False) -> dict[str, Any]:
     """The step's launches, and those of a layer, which are what one layer more adds."""
-    one, two, whole = (count(number, tokens, ours, fused=fused) for number in (1, 2, layers))
+    one, two, whole = (count(number, tokens, ours, fused=fused, fp8=fp8) for number in (1, 2, layers))
     return {
         "launches": sum(whole.launches.values()),
         "launches_of_a_layer": sum(two.launches.values()) - sum(one.launches.values()),
@@ -169,6 +174,7 @@ def main() -> None:
     problem = ops.kernel_problem()
     found: dict[str, Any] = {"fused kernels": problem or "Triton's"}
     found["finetune"] = report(asked.layers, asked.tokens, ours=True)
+    found["finetune, base in FP8"] = report(asked.layers, asked.tokens, ours=True, fp8=True)
     found["finetune, not fused"] = report(asked.layers, asked.tokens, ours=True, fused=False)
     found["transformers + peft"] = report(asked.layers, asked.tokens, ours=False)
     print(json.dumps(found, indent=1))

@@ -116,7 +116,7 @@ def plain_model(recipe: Recipe, dtype: torch.dtype) -> Any:
     """peft on transformers' own model; packs by transformers' own mask."""
     from transformers import AutoModelForCausalLM
 
-    from finetune.models.quantization import bitsandbytes_config, keep_differentiable
+    from finetune.models.quantization import bitsandbytes_config, compute_dequantized
 
     options: dict[str, Any] = (
         {"quantization_config": bitsandbytes_config(dtype)} if recipe.adapter.method == "qlora" else {}
@@ -125,7 +125,7 @@ def plain_model(recipe: Recipe, dtype: torch.dtype) -> Any:
         recipe.model.base, dtype=dtype, attn_implementation="sdpa", **options
     )
     if options:
-        keep_differentiable(base)
+        compute_dequantized(base)
     build.seed_everything(recipe.train.seed)
     model = attach(base, recipe.adapter)
     if recipe.train.activation_checkpointing:

@@ -8,11 +8,12 @@ Weights are random, of the shape of Llama 3.1 8B; rows are drawn. A wrong number
 code 1 before anything is timed. A part that time or memory doesn't suffice for says so, and the others go on.
 
 numbers   losses and gradients of a small model on the GPU against the CPU's, in float32 (1e-4); the attention
-          of packs against one call for each document, in bf16
+          of packs against one call for each document, in bf16; FP8's rounding (each bit) and products (1e-2)
 gemm      the rate of bf16 products, by which the others are judged
 lora      LoRA r 16, two rows of 4,096 tokens a step, dropout 0 and 0.1 (NeMo AutoModel's published setting)
 packs     the same tokens in documents of the lengths that chats have
 qlora     NF4, r 32
+fp8       `lora` without dropout, the base in FP8 (compute capability 8.9 and above)
 dpo       pairs of two answers of 512 tokens behind a prompt of 512
 peft      transformers and peft as a short script has them, beside `lora`
 lengths   QLoRA r 32 with what long rows have (docs/training.md): 8,192 tokens, and twice as many each time,
@@ -45,6 +46,7 @@ from benchmarks.gpu.models import (
     wait,
     write_base,
 )
+from benchmarks.gpu.numbers import BOUNDS, distances, has_fp8
 from finetune.models.device import is_out_of_memory
 
 ROW, ROWS, LONGEST = 4096, 2, 65_536
@@ -96,56 +98,11 @@ class Bench:
 
 def numbers(bench: Bench) -> None:
     """Raises SystemExit where the device computes something else than the CPU."""
-    setting, lengths = Setting(precision="fp32"), [17, 40, 7]
-    with tempfile.TemporaryDirectory() as name:
-        folder = write_base(Path(name), "tiny", torch.device("cpu"))
-        found = []
-        for device in (torch.device("cpu"), bench.device):
-            model = ours(folder, setting, device)
-            _seed_adapter(model)
-            batch = pack(lengths, SHAPES["tiny"]["vocab_size"], device)
-            loss = model(**batch, num_items_in_batch=1).loss
-            loss.backward()
-            gradients = [
-                weight.grad.double().cpu().flatten() for weight in model.parameters() if weight.requires_grad
-            ]
-            found.append((loss.item(), torch.cat(gradients)))
-    (one, its), (other, mine) = found
-    apart = {
-        "loss": abs(one - other) / abs(one),
-        "gradients": float((its - mine).norm() / its.norm()),
-        "attention": _attention_apart(bench.device),
-    }
-    bounds = {"loss": 1e-4, "gradients": 1e-4, "attention": 2e-2}
+    apart = distances(bench.device)
     bench.put("numbers", apart)
-    wrong = [name for name, value in apart.items() if not value <= bounds[name]]
+    wrong = [name for name, value in apart.items() if not value <= BOUNDS[name]]
     if wrong:
         raise SystemExit(f"numbers: {', '.join(wrong)} beyond the bound; nothing is timed.")
-
-
-def _seed_adapter(model: Any) -> None:
-    for number, (name, weight) in enumerate(model.named_parameters()):
-        if "lora_B" in name:
-            drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
-            weight.data.copy_(0.02 * drawn)
-
-
-def _attention_apart(device: torch.device) -> float:
-    """How far packs in one call are from a call for each document; 0 where the device has no such kernel."""
-    from finetune.models.kernels.attention import per_document_attention, varlen_attention
-
-    if device.type != "cuda":
-        return 0.0
-    documents, prefixes = [128, 64, 300, 33], [0, 100, 0, 250]
-    torch.manual_seed(0)
-    shapes = [(1, heads, sum(documents), 64) for heads in (8, 2, 2)]
-    inputs = [torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
-    found = []
-    for attention in (varlen_attention, per_document_attention):
-        output, _ = attention(torch.nn.Module(), *inputs, None, documents=documents, prefixes=prefixes)  # type: ignore[arg-type]
-        gradients = torch.autograd.grad(output, inputs, torch.ones_like(output))
-        found.append(torch.cat([part.float().flatten() for part in (output, *gradients)]))
-    return float((found[0] - found[1]).norm() / found[1].norm())
 
 
 def gemm(bench: Bench) -> None:
@@ -180,6 +137,14 @@ def qlora(bench: Bench) -> None:
     _measure(bench, "qlora", Setting("qlora", rank=32), [bench.row] * ROWS)
 
 
+def fp8(bench: Bench) -> None:
+    """Where the device has it."""
+    if not has_fp8(bench.device):
+        bench.put("fp8", {"left out": "the GPU has no FP8"})
+        return
+    _measure(bench, "fp8", Setting(fp8=True), [bench.row] * ROWS, counted=True)
+
+
 def peft(bench: Bench) -> None:
     """What a short script does; one row at a time, for all its logits."""
     _measure(bench, "peft", Setting(), [bench.row], build=plain_peft)
@@ -210,7 +175,8 @@ def dpo(bench: Bench) -> None:
         for prompt in (drawn(part) for _ in range(pairs))
         for _ in range(2)
     ]
-    batch = on_device(batch_of(documents, packed=True, pad_token_id=0, shared=2), bench.device)
+    made = batch_of(documents, packed=True, pad_token_id=0, documents_per_row=2, shares_prompts=True)
+    batch = on_device(made, bench.device)
     setting = Setting()
     with _model(bench, lambda: ours(bench.base, setting, bench.device, objective)) as model:
         optimizer = optimizer_of(model)
@@ -242,8 +208,8 @@ def lengths(bench: Bench) -> None:
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {
-    "numbers": numbers, "gemm": gemm, "lora": lora, "packs": packs, "qlora": qlora, "dpo": dpo, "peft": peft,
-    "lengths": lengths,
+    "numbers": numbers, "gemm": gemm, "lora": lora, "packs": packs, "qlora": qlora, "fp8": fp8, "dpo": dpo,
+    "peft": peft, "lengths": lengths,
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from finetune.models.adapters.adapter import attach
 from finetune.models.bases.config import load_config
 from finetune.models.bases.locate import Base
 from finetune.models.kernels.attention import choose_attention
+from finetune.models.kernels.fp8 import round_base
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.load import load_model
 from finetune.models.loss import install_loss, supervised_loss
@@ -96,6 +97,8 @@ class Setting:
     long: bool = False
     """Layers are recomputed, what goes into them waits on the host, and MLPs are computed in tiles."""
     precision: str = "bf16"
+    fp8: bool = False
+    """Whether the base multiplies in FP8."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -129,7 +132,11 @@ def ours(folder: Path, setting: Setting, device: torch.device, objective: Any = 
     install_fast_path(adapted, SINGLE, TILE if setting.long else None)
     if setting.long:
         recompute_activations(adapted, 1, keep_attention=False, offload=True)
-    return adapted.to(device) if setting.method == "lora" else adapted
+    if setting.method == "lora":
+        adapted = adapted.to(device)
+    if setting.fp8:
+        round_base(adapted)
+    return adapted
 
 
 def plain_peft(folder: Path, setting: Setting, device: torch.device) -> Any:

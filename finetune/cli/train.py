@@ -146,6 +146,7 @@ def _tell(folder: Path, as_json: bool) -> None:
 def closing_lines(folder: Path, summary: dict[str, Any]) -> list[str]:
     """What a person wants to know at the end, and what to type next."""
     from finetune.runs.commands import shell_command
+    from finetune.runs.compare import UNROUNDED_LOSS
 
     minutes = float(str(summary["seconds"])) / 60
     lines = [
@@ -156,6 +157,11 @@ def closing_lines(folder: Path, summary: dict[str, Any]) -> list[str]:
         lines.append(
             f"evaluation loss {summary['evaluation_loss_before']:.4f} before, "
             f"{summary['evaluation_loss']:.4f} after"
+        )
+    if UNROUNDED_LOSS in summary:
+        lines.append(
+            f"         both with the base in FP8; {summary[UNROUNDED_LOSS]:.4f} with it as it was loaded, "
+            "which is what is merged"
         )
     lines.append(f"result   {folder}")
     recipe = dict(summary["recipe"])

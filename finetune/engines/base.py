@@ -198,6 +198,11 @@ class Engine:
                 "objective.teacher: each process would hold the teacher whole, or gather the student once "
                 f"more, and {self.name} cuts models up. Take ddp."
             )
+        if recipe.train.base_arithmetic is not None and self.takes_over:
+            return (
+                f"train.base_arithmetic: {recipe.train.base_arithmetic}: {self.name} moves and cuts up a "
+                "base's weights, and not the 8-bit ones beside them. Take ddp, or remove it."
+            )
         if self.shards_weights and recipe.objective.names_reference:
             return (
                 "objective.reference (an adapter): each process would hold the model under it whole, and "

@@ -20,6 +20,7 @@ from finetune.errors import ModelError, library_refusals
 from finetune.hub.result import CARD, Result
 from finetune.models.bases.hub import is_hub_id
 from finetune.recipe.lock import Lock
+from finetune.runs.compare import UNROUNDED_LOSS
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?\n)?---(\n|\Z)", re.DOTALL)
 Licences = Callable[[str, str], str | None]
@@ -178,7 +179,9 @@ def _leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def _results(result: Result) -> str:
     """Losses and metrics with their intervals."""
     summary, lines = result.summary, list[str]()
-    losses = [("before", "evaluation_loss_before"), ("after", "evaluation_loss")]
+    # Where training had the base in FP8, a user of the result has it as it was loaded.
+    after = UNROUNDED_LOSS if UNROUNDED_LOSS in summary else "evaluation_loss"
+    losses = [("before", "evaluation_loss_before"), ("after", after)]
     found = [
         f"{summary[key]:.4f} {when}" for when, key in losses if isinstance(summary.get(key), int | float)
     ]

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from finetune.models import sizes
 from finetune.models.head_loss import Criterion, FrozenHeadLoss, TrainedHeadLoss, cross_entropy
+from finetune.models.kernels.attention import training_inputs
 from finetune.models.kernels.noise import with_noise
 from finetune.models.logits import ChangedHead, Head, head_of, states_of, widened
 
@@ -243,6 +244,9 @@ class LossInputs:
     supervised: torch.Tensor | None = None
     """The supervised positions (N'), counted through all rows, as the host found them; looked for in the
     labels where it is None, for which a GPU is waited for."""
+    prompts: torch.Tensor | None = None
+    """In the same way, where the tokens of prompts are predicted, of documents that are pairs
+    (finetune.models.preference)."""
 
     @cached_property
     def supervised_positions(self) -> torch.Tensor:
@@ -273,8 +277,8 @@ class LossInputs:
 
     def sums(self, numbers: torch.Tensor, read: torch.Tensor | None = None) -> torch.Tensor:
         """The sum over each document (N) of a number per supervised position, in the order of the positions;
-        or per position that `read` (B x T) has."""
-        owner = self.at_supervised(self.owners) if read is None else self.owners[read]
+        or of the positions `read`, which are counted through all rows."""
+        owner = self.at_supervised(self.owners) if read is None else self.owners.flatten()[read]
         return numbers.new_zeros(self.documents).index_add(0, owner, numbers)
 
 
@@ -303,8 +307,8 @@ def install_loss(
 
     The loss is what `loss_of` says, divided by `num_items_in_batch` where that is given; numbers beside it
     are returned as logits, and so is what another of an objective's functions computes with `part`. With
-    `noise_seeds` the embeddings have NEFTune's noise. Calls without `shift_labels` (generation, a
-    classifier's own) go to the model's own forward.
+    `noise_seeds` the embeddings of documents of `noise_lengths` have NEFTune's noise. Calls without
+    `shift_labels` (generation, a classifier's own) go to the model's own forward.
     """
     plain_forward = model.forward
     functions: dict[Part, LossOf] = {"loss": loss_of, **(parts or {})}
@@ -320,8 +324,10 @@ def install_loss(
         document_values: torch.Tensor | None = None,
         step_sum: torch.Tensor | None = None,
         supervised: torch.Tensor | None = None,
+        prompts: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         noise_seeds: Sequence[int] | None = None,
+        noise_lengths: Sequence[int] | None = None,
         part: Part = "loss",
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -334,12 +340,12 @@ def install_loss(
         if shift_labels is None:
             return plain_forward(**inputs)
         read = dict(inputs)
-        if noise_seeds is not None and neftune_alpha is not None:
-            lengths = kwargs["documents"] if attention_mask is None else attention_mask.sum(dim=1).tolist()
+        inputs |= training_inputs(self.config, attention_mask, position_ids)
+        if noise_seeds is not None and noise_lengths is not None and neftune_alpha is not None:
             embeddings = self.get_input_embeddings()(input_ids)
             inputs |= {
                 "input_ids": None,
-                "inputs_embeds": with_noise(embeddings, lengths, noise_seeds, neftune_alpha),
+                "inputs_embeds": with_noise(embeddings, noise_lengths, noise_seeds, neftune_alpha),
             }
         hidden, _ = states_of(self, **inputs | {"use_cache": False})
         found = functions[part](
@@ -356,6 +362,7 @@ def install_loss(
                 most_chunks,
                 read,
                 supervised,
+                prompts,
             ),
         )
         loss, beside = found if isinstance(found, tuple) else (found, None)

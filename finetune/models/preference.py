@@ -60,8 +60,18 @@ def with_prompts(model: Any, hidden: torch.Tensor, inputs: LossInputs, scores: P
 
     The chosen document of a pair is whole, also where the rejected one goes on from its prompt.
     """
-    learned = inputs.labels.ne(IGNORE_INDEX)
-    owners = inputs.owners
+    prompts = prompt_positions(inputs) if inputs.prompts is None else inputs.prompts
+    following = inputs.tokens.roll(-1, dims=1).flatten()[prompts]
+    states = hidden.flatten(0, 1).index_select(0, prompts)
+    losses = position_cross_entropy(states, following, head_of(model), inputs.most_chunks, hidden[0, :1])
+    sums, counts = (inputs.sums(numbers, prompts)[::2] for numbers in (losses, torch.ones_like(losses)))
+    answers, tokens = -scores.log_probabilities[:, 0], scores.tokens[:, 0]
+    return (sums + answers) / (counts + tokens)
+
+
+def prompt_positions(inputs: LossInputs) -> torch.Tensor:
+    """Where a token of a chosen document's prompt is predicted, counted through all rows (N)."""
+    learned, owners = inputs.labels.ne(IGNORE_INDEX), inputs.owners
     # What is learned before a position, in its document: nothing in the prompt.
     before = learned.flatten().cumsum(0)
     at_start = before.new_full((inputs.documents,), len(before)).scatter_reduce(
@@ -69,13 +79,7 @@ def with_prompts(model: Any, hidden: torch.Tensor, inputs: LossInputs, scores: P
     )
     prompt = before.reshape(owners.shape).eq(at_start[owners]) & owners.remainder(2).eq(0)
     prompt &= inputs.sums(torch.ones_like(inputs.supervised_positions))[owners] > 0  # what fills up has none
-    following = inputs.tokens.roll(-1, dims=1)[prompt]
-    losses = position_cross_entropy(
-        hidden[prompt], following, head_of(model), inputs.most_chunks, hidden[0, :1]
-    )
-    sums, counts = (inputs.sums(numbers, prompt)[::2] for numbers in (losses, torch.ones_like(losses)))
-    answers, tokens = -scores.log_probabilities[:, 0], scores.tokens[:, 0]
-    return (sums + answers) / (counts + tokens)
+    return prompt.flatten().nonzero().flatten()
 
 
 def preferred(margins: torch.Tensor, label_smoothing: float) -> torch.Tensor:

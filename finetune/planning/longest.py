@@ -64,4 +64,7 @@ def _ways(job: Job) -> Iterator[tuple[str, Job]]:
     if way != job:
         yield knobs, way
     if job.method == "lora" and not job.masked:
-        yield f"adapter.method: qlora, {knobs}", replace(way, method="qlora", quantization=NF4_DOUBLE)
+        yield (
+            f"adapter.method: qlora, {knobs}",
+            replace(way, method="qlora", quantization=NF4_DOUBLE, fp8=False),
+        )

@@ -52,7 +52,7 @@ class Job:
     supervised: int
     """S of it, at most."""
     row_tokens: int
-    """The longest row, where rows are padded and attention has a mask."""
+    """The longest row."""
     packed: bool
     dropout: bool = False
     checkpoint_every: int = 0
@@ -74,6 +74,8 @@ class Job:
     """Of a classification head, in place of logits over the vocabulary."""
     start_weights: int = 0
     """Frozen weights of an adapter that starts at a part of the base."""
+    fp8: bool = False
+    """Whether the base multiplies in FP8, its 8-bit weights beside its own."""
     masked: bool = False
     """Whether the base is pruned: a byte a weight says where, and the update of a layer is formed whole."""
     first_layer: int = 0
@@ -147,6 +149,7 @@ def _weights(job: Job) -> tuple[float, float]:
     linear = linear_numbers(job.shape)
     base = linear_bytes(job.shape, job.quantization, job.number_bytes) + 4.0 * job.start_weights
     base += linear if job.masked else 0
+    base += fp8_bytes(job)
     return base + (everything - linear) * job.number_bytes, 4.0 * job.trained
 
 
@@ -166,6 +169,16 @@ def linear_bytes(shape: Shape, quantization: str | None, number_bytes: int) -> f
         rows = shape.layers * sum(layer.outputs for layer in shape.decoder_layer.linear.values())
         return linear_numbers(shape) + 4.0 * rows
     return linear_numbers(shape) * (number_bytes if quantization is None else NF4_BYTES[quantization])
+
+
+def fp8_bytes(job: Job) -> float:
+    """Of the base's 8-bit weights, where it multiplies in FP8: on a GPU once for each direction; with a
+    float32 scale for each row, and a one for each column."""
+    if not job.fp8:
+        return 0.0
+    layer = job.shape.decoder_layer.linear.values()
+    scales = job.shape.layers * sum(4 * (linear.outputs + linear.inputs) for linear in layer)
+    return float((2 if job.device == "gpu" else 1) * linear_numbers(job.shape) + scales)
 
 
 def activations(job: Job) -> float:
@@ -190,9 +203,8 @@ def activations(job: Job) -> float:
 
 
 def one_layer(job: Job) -> float:
-    """What a layer keeps, with attention's mask where rows are padded."""
-    mask = 0 if job.packed else 2 * job.tokens * job.row_tokens
-    return layer_bytes(job) * job.tokens + mask
+    """What a layer keeps of a micro-batch."""
+    return layer_bytes(job) * job.tokens
 
 
 def recomputed_layers(job: Job) -> int:
@@ -225,6 +237,9 @@ def passing(job: Job) -> float:
     inner = shape.feed_forward_width * c * (5 * tile if job.mlp_tile else 3 * job.tokens)
     norm = 3 * 4 * shape.width * job.tokens
     weight = largest_linear(shape) * c if job.quantization else 0  # one, dequantised
+    if job.fp8:  # what a product reads, rounded; the CPU multiplies it, and the weight, in float32
+        rounded = (tile if job.mlp_tile else job.tokens) * shape.feed_forward_width
+        weight = rounded if job.device == "gpu" else 4 * (largest_linear(shape) + 2 * rounded)
     # The backward pass begins with the last layer: where that one is made again, it is there beside all that
     # was kept.
     made = job.checkpoint_every > 0 and (shape.layers - 1) % job.checkpoint_every == 0
@@ -232,11 +247,11 @@ def passing(job: Job) -> float:
 
 
 def layer_bytes(job: Job) -> float:
-    """Bytes that a decoder layer keeps of a token, attention masks aside.
+    """Bytes that a decoder layer keeps of a token.
 
     LoRA as it is fused here keeps h, its norm, q, k, v, the attention's output (twice where it is put
     together from documents), h', its norm, gate and up: 4 D + 3 H E + 2 K E + 2 F numbers, and 7 R of the
-    adapters; with padding k and v are widened to all heads (4 D + 4 H E + 2 F). With dropout each projection
+    adapters; where rows aren't packed 4 D + 2 H E + 2 K E + 2 F. With dropout each projection
     keeps its own input and mask, and the MLP is not fused. ZeRO-3 leaves LoRA to peft, which keeps more. All
     weights trained: see unfused. An MLP that isn't fused keeps 4 F; where q, k and v are one layer's output,
     what positions don't rotate is kept beside what they do: H E + K E more. An MLP in tiles keeps its
@@ -246,7 +261,7 @@ def layer_bytes(job: Job) -> float:
     shape, c = job.shape, job.number_bytes
     width, inner, forward, shared = shape.width, shape.query_width, shape.feed_forward_width, shape.key_width
     family, layer = family_of(shape.model_type) or LLAMA, shape.decoder_layer
-    attention = 3 * inner + 2 * shared if job.packed else 4 * inner
+    attention = (3 if job.packed else 2) * inner + 2 * shared
     if family.packs_projections:
         attention += inner + shared
     normed = inner + shared if any(name.startswith("self_attn.") for name in layer.norms) else 0

@@ -202,6 +202,7 @@ def job_of(
         keep_attention=train.activation_checkpointing_keep_attention,
         offload=train.activation_offloading,
         mlp_tile=train.mlp_tile_tokens or 0,
+        fp8=train.base_arithmetic == "fp8",
         optimizer=train.optimizer,
         engine=engine,
         processes=gpus,
@@ -254,6 +255,8 @@ def cheapest_change(job: Job, allowed: Sequence[Engine], gpu_memory: int) -> Cha
 
 def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
     checkpointed = job
+    if job.fp8:
+        yield "no train.base_arithmetic: fp8", replace(job, fp8=False)
     if job.tokens > job.row_tokens and not job.packed:
         rows = job.tokens // job.row_tokens
         while rows > 1:
@@ -291,9 +294,10 @@ def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
     if job.masked:
         return  # what is left is for weights that can be quantised, or cut up
     if job.method == "lora":
+        instead = " in place of train.base_arithmetic" if job.fp8 else ""
         yield (
-            "adapter.method: qlora, and activation_checkpointing: true",
-            replace(checkpointed, method="qlora", quantization=NF4_DOUBLE),
+            f"adapter.method: qlora{instead}, and activation_checkpointing: true",
+            replace(checkpointed, method="qlora", quantization=NF4_DOUBLE, fp8=False),
         )
     if job.method == "full":
         shapes = tuple(trainable_shapes(job.shape, AdapterSection(rank=job.rank), head_outputs=job.outputs))

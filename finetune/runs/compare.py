@@ -17,6 +17,10 @@ METRICS = (
 FINAL = "final/"
 """What stands before the names of the metrics that were measured of the result."""
 
+UNROUNDED_LOSS = f"{FINAL}evaluation_loss"
+"""The result's evaluation loss with the base as it was loaded, where training had it in FP8
+(train.base_arithmetic): that of the merged model."""
+
 GROUPS = (
     ("base", "different base weights"),
     ("data", "different data"),

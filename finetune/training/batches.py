@@ -19,7 +19,8 @@ from data_prep.epoch.stream import Position, Stream
 from data_prep.table.documents import Document, DocumentTable
 from finetune.models.batch import packed_batch, padded_batch, sequence_part, shared_batch
 from finetune.models.kernels.noise import noise_seed
-from finetune.models.loss import supervised_positions
+from finetune.models.loss import LossInputs
+from finetune.models.preference import prompt_positions
 
 FILLER = Document(token_ids=[0, 0], spans=(), place="filler")
 """A document without labels. It stands in for an empty micro-batch, so that all processes take equal steps.
@@ -315,7 +316,8 @@ def collate(documents: Sequence[Document], batching: Batching, *, step: int) -> 
         documents,
         packed=batching.packed,
         pad_token_id=batching.pad_token_id,
-        shared=batching.documents_per_row if batching.shares_prompts else 0,
+        documents_per_row=batching.documents_per_row,
+        shares_prompts=batching.shares_prompts,
         part=batching.part,
         parts=batching.parts,
     )
@@ -324,6 +326,7 @@ def collate(documents: Sequence[Document], batching: Batching, *, step: int) -> 
             noise_seed(batching.noise_seed, step, document.place, document.token_ids)
             for document in documents
         ]
+        batch["noise_lengths"] = batch.get("documents") or [len(document.token_ids) for document in documents]
     rows = [document for document in documents if document.place != FILLER.place]
     # Counted once, however many processes share the rows.
     tokens = sum(len(document.token_ids) - document.repeated for document in rows) * (batching.part == 0)
@@ -335,23 +338,27 @@ def batch_of(
     *,
     packed: bool,
     pad_token_id: int,
-    shared: int = 0,
+    documents_per_row: int = 1,
+    shares_prompts: bool = False,
     part: int = 0,
     parts: int = 1,
 ) -> dict[str, Any]:
-    """The documents as tensors; with `shared` documents in a row what these begin with is there once, with
+    """The documents as tensors; with `shares_prompts` what those of a row begin with is there once, with
     `parts` of a row the tokens of one.
 
-    `supervised` are the positions that are learned, as LossInputs has them: a GPU would be waited for.
+    `supervised`, and of pairs `prompts`, are positions as LossInputs has them: a GPU would be waited for.
     """
     batch: dict[str, Any]
-    if shared > 1:
-        batch = shared_batch(documents, shared)
+    if shares_prompts and documents_per_row > 1:
+        batch = shared_batch(documents, documents_per_row)
     else:
-        batch = packed_batch(documents) if packed else padded_batch(documents, pad_token_id)
+        batch = packed_batch(documents) if packed else dict(padded_batch(documents, pad_token_id))
     if parts > 1:
         batch = sequence_part(batch, part, parts)
-    return batch | {"supervised": supervised_positions(batch["shift_labels"])}
+    inputs = LossInputs(batch["shift_labels"], batch["input_ids"], lengths=batch.get("documents"))
+    if documents_per_row == 2:
+        batch["prompts"] = prompt_positions(inputs)
+    return batch | {"supervised": inputs.supervised_positions}
 
 
 def with_values(documents: Sequence[Document], values: np.ndarray) -> list[Document]:
@@ -401,8 +408,13 @@ def evaluation_batches(
         found = [documents[index] for index in chosen] or [FILLER] * per_row
         if values is not None:
             found = with_values(found, values[chosen] if chosen else np.zeros((per_row, values.shape[1])))
-        shared = per_row if shares_prompts else 0
-        yield (
-            chosen,
-            batch_of(found, packed=packed, pad_token_id=pad_token_id, shared=shared, part=part, parts=parts),
+        batch: dict[str, Any] = batch_of(
+            found,
+            packed=packed,
+            pad_token_id=pad_token_id,
+            documents_per_row=per_row,
+            shares_prompts=shares_prompts,
+            part=part,
+            parts=parts,
         )
+        yield chosen, batch

@@ -46,6 +46,7 @@ from finetune.models.bases.shapes import adapted_layers, check_weights
 from finetune.models.by_layer import empty_layers
 from finetune.models.device import Precision, choose_device, choose_precision
 from finetune.models.kernels.attention import OURS, choose_attention
+from finetune.models.kernels.fp8 import refuse_fp8, round_base
 from finetune.models.kernels.install import check_tiles, install_fast_path
 from finetune.models.kernels.sequence_parallel import refuse_unsplittable, split_rows
 from finetune.models.load import load_around_layers, load_model, skeleton
@@ -126,8 +127,10 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     config = load_config(base, recipe.model.rope_scaling)
     if recipe.train.sequence_parallel_size > 1:
         refuse_unsplittable(config, recipe.train.sequence_parallel_size)
-    _check_stored(recipe, base)
+    stored = _check_stored(recipe, base)
     pruned = is_pruned(base.folder, recipe.adapter, engine)
+    if recipe.train.base_arithmetic == "fp8":
+        refuse_fp8(config.model_type, choose_device(), precision, "pruned" if pruned else stored)
     if recipe.train.mlp_tile_tokens is not None:
         check_tiles(config.model_type, pruned)
     if pruned:
@@ -168,16 +171,18 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     return Inputs(base, tokenizer, data, precision, objective, frozenset(allow_code), rules)
 
 
-def _check_stored(recipe: Recipe, base: Base) -> None:
-    """Raises ModelError where the base's weights don't fit its config.json, or can't be trained on as they
-    are stored."""
+def _check_stored(recipe: Recipe, base: Base) -> str | None:
+    """How the base is stored quantised; None where it isn't.
+
+    Raises ModelError where its weights don't fit its config.json, or can't be trained on as they are stored.
+    """
     config = read_config(base.folder)
     if family_of(config.get("model_type")) is not None:
         # Another head than the recipe's is refused for what it is, once the base is described.
         check_weights(base.folder, config, predicts=not (recipe.model.classifies or classifies(config)))
     stored = check_trainable(config, recipe.adapter, base.identity.get("name", str(base.folder)))
     if stored is None:
-        return
+        return None
     engine = current()
     if engine.takes_over:
         raise ModelError(
@@ -188,6 +193,7 @@ def _check_stored(recipe: Recipe, base: Base) -> None:
     logger.info(
         f"the base is stored in {stored} by bitsandbytes: the adapter is trained beside it as it is (QLoRA)"
     )
+    return stored
 
 
 def _check_continued(
@@ -255,6 +261,8 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
             filling.fill(choose_device(), partial(engine.share_layer, precision=inputs.precision.name))
     if not is_quantized(model):
         trained = engine.place(trained, choose_device())
+    if recipe.train.base_arithmetic == "fp8":
+        logger.info(f"the base multiplies in FP8: {round_base(trained)} linear layers, each rounded once")
     load_teacher(inputs.objective, trained, inputs.precision)
     if inputs.member is not None:
         inputs.member.takes_part(trained, partial(_recompute, recipe.train))

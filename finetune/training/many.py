@@ -108,6 +108,7 @@ def problem_of(recipe: Recipe) -> str | None:
         "train.precision: fp16 has a loss scale, which one adapter would set for all": train.precision
         == "fp16",
         "train.mlp_tile_tokens is for one adapter": train.mlp_tile_tokens is not None,
+        "train.base_arithmetic: fp8 is for one adapter": train.base_arithmetic is not None,
         "train.sequence_parallel_size is for several processes": train.sequence_parallel_size > 1,
     }
     return next((text for text, holds in found.items() if holds), None)

@@ -23,13 +23,14 @@ from finetune.evaluation.report_tables import score_lines
 from finetune.generation.asking import Asked, asked
 from finetune.models.adapters.adapter import count_parameters
 from finetune.models.device import choose_device, choose_threads
+from finetune.models.kernels.fp8 import unrounded
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.every import NEVER
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 from finetune.runs.commands import shell_command
-from finetune.runs.compare import is_metric
+from finetune.runs.compare import UNROUNDED_LOSS, is_metric
 from finetune.runs.folder import VALUES, RunFolder
 from finetune.runs.trackers import SeveralTrackers, Tracker, start_tracker
 from finetune.training import build
@@ -197,6 +198,8 @@ class TrainingSession:
     progress: Progress
     report: Report | None = None
     """The recipe's metrics of the result, once measured."""
+    unrounded_loss: float | None = None
+    """The result's evaluation loss with the base as it was loaded, where training had that in FP8."""
     changed: bool | None = None
     """Whether the result differs from the start, once written; None where that is not known."""
     summary: dict[str, Any] = field(default_factory=dict)
@@ -218,7 +221,8 @@ class TrainingSession:
                 self._take_steps()
                 if self._complete:
                     self._write_result()
-                    self._measure()
+                    with unrounded(self.trainer.model):
+                        self._measure()
                     if self.run.adapter.is_dir():
                         self.tracker.upload(self.run.adapter)
         if self.summary["status"] == "stopped":
@@ -289,6 +293,8 @@ class TrainingSession:
             changed=self.changed,
             report=self.report,
         )
+        if self.unrounded_loss is not None:
+            found[UNROUNDED_LOSS] = self.unrounded_loss
         stopped = {} if self._reason is None else {"stopped_because": self._reason}
         return found | {"asked": self.asked} | stopped
 
@@ -347,7 +353,12 @@ class TrainingSession:
             )
 
     def _measure(self) -> None:
-        """The recipe's metrics of the result, on all evaluation rows."""
+        """The result on all evaluation rows: the recipe's metrics, and where FP8 trained it the loss with the
+        base as it is merged."""
+        evaluated = any("eval_loss" in entry for entry in self.trainer.state.log_history)
+        if self.recipe.train.base_arithmetic == "fp8" and evaluated:
+            self.unrounded_loss, _ = self.trainer.evaluation_means()
+            self.tracker.log({UNROUNDED_LOSS: self.unrounded_loss}, self.trainer.state.global_step)
         if self.metrics is None:
             return
         logger.info("measuring the result on the evaluation rows")

@@ -31,6 +31,7 @@ from finetune.models.loss import IGNORE_INDEX, Part
 from finetune.objectives import Objective
 from finetune.runs.checkpoint import MARKER, PREFIX
 from finetune.training.batches import Feed, evaluation_batches
+from finetune.training.checkpoints.background import Background
 from finetune.training.checkpoints.contents import COUNTERS, read_counters, read_state
 from finetune.training.checkpoints.store import gone_if_disk_is_full, keep_newest, mark_complete
 from finetune.training.company import Member
@@ -97,7 +98,9 @@ class ExactTrainer(Trainer):
         self.group_rates: dict[str, float] = {}
         self.step_rates: dict[str, float] = {}
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
-        self.logged_sums = list[torch.Tensor]()
+        self.completing = Background()
+        self.step_logged = list[torch.Tensor]()
+        self.logged_sums = self._nothing_logged()
 
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers does, and as the engine needs it."""
@@ -152,7 +155,7 @@ class ExactTrainer(Trainer):
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> torch.Tensor:
-        self.step_losses = []
+        self.step_losses, self.step_logged = [], []
         if self.objective.step_values:
             seen = [(batch["places"], batch.pop("counterparts", batch)) for batch in batch_samples]
             total = self._step_sum(seen).to(widest_type())
@@ -185,7 +188,7 @@ class ExactTrainer(Trainer):
         The wrapped model computes it, or `model`, in evaluation mode and without noise. What a batch without
         rows gives is left out: it is there for the other processes' sake.
         """
-        left_out = ("places", "tokens", "noise_seeds", "step_sum", "counterparts")
+        left_out = ("places", "tokens", "noise_seeds", "noise_lengths", "step_sum", "counterparts")
         computing = self.model_wrapped if model is None else model
         computing.eval()
         for rows, batch in batches:
@@ -223,7 +226,7 @@ class ExactTrainer(Trainer):
         loss: torch.Tensor = output.loss
         loss = loss if places else loss * 0.0  # what fills up teaches nothing, whatever its loss is
         if self.objective.logged and places:
-            self.logged_sums.append(output.logits.detach())
+            self.step_logged.append(output.logits.detach())
         self.step_losses.append((loss.detach(), places))
         if self.engine.steps_in_backward and self.group.any(not torch.isfinite(loss)):
             raise NotFiniteError(self._not_finite("loss", loss.item(), places))
@@ -232,11 +235,12 @@ class ExactTrainer(Trainer):
 
     def logged_means(self) -> dict[str, float]:
         """The means of what the objective logs, over all processes' batches since the last call."""
-        total = torch.zeros(len(self.objective.logged), 2, dtype=torch.float64)
-        for sums in self.logged_sums:
-            total += sums.cpu().double()
-        self.logged_sums = []
+        total, self.logged_sums = self.logged_sums, self._nothing_logged()
         return self._means(self.reduced(total)) if self.objective.logged else {}
+
+    def _nothing_logged(self) -> torch.Tensor:
+        """Sums and counts of what the objective logs (K x 2), before there are any."""
+        return torch.zeros(len(self.objective.logged), 2, dtype=torch.float64)
 
     def _means(self, total: torch.Tensor) -> dict[str, float]:
         """The means of what the objective logs, by their sums and counts (K x 2); without what nothing is
@@ -247,12 +251,18 @@ class ExactTrainer(Trainer):
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float:
         """Raises NotFiniteError, before the update, where a loss or the gradient isn't finite.
 
-        The device is asked once a step, for all of them together.
+        The device is asked once a step, for all of them together and for what the objective logs.
         """
         norm = torch.as_tensor(super()._get_grad_norm(model, grad_norm=grad_norm))
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         losses = [loss.float().to(norm.device) for loss, _ in self.step_losses]
-        *values, length = torch.stack([*losses, norm.float()]).tolist()
+        asked = [torch.stack([*losses, norm.float()]), *(sums.flatten() for sums in self.step_logged)]
+        numbers = torch.cat([part.to(norm.device, widest_type()) for part in asked]).tolist()
+        values, length, logged = numbers[: len(losses)], numbers[len(losses)], numbers[len(losses) + 1 :]
+        if logged:
+            self.logged_sums += (
+                torch.tensor(logged, dtype=torch.float64).reshape(-1, *self.logged_sums.shape).sum(0)
+            )
         for value, (_, places) in zip(values, self.step_losses, strict=True):
             if not math.isfinite(value):
                 raise NotFiniteError(self._not_finite("loss", value, places))
@@ -278,10 +288,25 @@ class ExactTrainer(Trainer):
 
         With `task_metrics` what they measure too, each under its own name.
         """
+        mean, means = self.evaluation_means()
+        metrics = {f"{metric_key_prefix}_loss": mean}
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        if self.objective.has_perplexity:
+            metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(mean, 700.0))
+        if self.task_metrics is not None:
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.task_metrics().items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def evaluation_means(self) -> tuple[float, dict[str, float]]:
+        """The mean loss of the evaluation documents, over all processes, and what the objective logs beside
+        it."""
         model = self.model_wrapped if self.is_in_train else self.accelerator.unwrap_model(self.model)
         model.eval()
         total, step_sum = torch.zeros(2, dtype=torch.float64), None
-        logged = torch.zeros(len(self.objective.logged), 2, dtype=torch.float64)
+        logged = self._nothing_logged()
         if self.objective.step_values:
             step_sum = self._step_sum(self.evaluation_step_batches()).to(widest_type())
             model.eval()
@@ -297,16 +322,7 @@ class ExactTrainer(Trainer):
                     logged += output.logits.cpu().double()
         total, logged = self.reduced(total), self.reduced(logged)
         model.train()
-        mean = float(total[0] / total[1])
-        metrics = {f"{metric_key_prefix}_loss": mean}
-        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self._means(logged).items()}
-        if self.objective.has_perplexity:
-            metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(mean, 700.0))
-        if self.task_metrics is not None:
-            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.task_metrics().items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return float(total[0] / total[1]), self._means(logged)
 
     def evaluation_batches(self) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         """This process's batches of the evaluation documents, each with their indexes."""
@@ -345,6 +361,7 @@ class ExactTrainer(Trainer):
         # A damaged checkpoint of this step may be there: without its marker it isn't taken for whole while it
         # is rewritten.
         if self.group.is_main:
+            self.completing.settle()
             (checkpoint / MARKER).unlink(missing_ok=True)
         self.group.wait()
         with gone_if_disk_is_full(checkpoint), without_embeddings():
@@ -353,9 +370,26 @@ class ExactTrainer(Trainer):
             if self.group.is_main:
                 self.describe(checkpoint)
                 (checkpoint / COUNTERS).write_text(json.dumps(self.counters()))
-                mark_complete(checkpoint)
         if self.group.is_main:
-            keep_newest(folder, self.keep_checkpoints, folder / f"{PREFIX}{self.state.best_global_step}")
+            best = folder / f"{PREFIX}{self.state.best_global_step}"
+            self.completing.start(partial(self._complete, checkpoint, best))
+
+    def _complete(self, checkpoint: Path, best: Path) -> None:
+        """Mark a checkpoint, whose files are written, and then let go of earlier ones."""
+        with gone_if_disk_is_full(checkpoint):
+            mark_complete(checkpoint)
+        keep_newest(checkpoint.parent, self.keep_checkpoints, best)
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """To the end, or to a stop; its checkpoints are complete then."""
+        try:
+            found = super().train(*arguments, **options)
+        except Exception:
+            self.completing.settle()
+            raise
+        self.completing.settle()
+        self.group.wait()
+        return found
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Of an adapter what is trained, gathered on the main process; transformers gathers the base too, or
@@ -384,6 +418,9 @@ class ExactTrainer(Trainer):
         best = Path(str(self.state.best_model_checkpoint))
         with without_embeddings(), self.engine.resuming(best, self.group):
             super()._load_best_model()
+
+    def store_flos(self) -> None:
+        """Nothing is done with this count, for which transformers lets all processes wait at each log."""
 
     def counters(self) -> dict[str, Any]:
         """Tokens and seconds of the run up to now, those before a resume included; Counters of

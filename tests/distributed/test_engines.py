@@ -120,6 +120,18 @@ def test_processes_round_weights_in_bf16_alike(train: Train) -> None:
 
 
 @pytest.mark.long
+def test_processes_multiply_with_a_base_in_fp8_alike(train: Train) -> None:
+    """Before anything is learned ddp's loss is one process's; then a sum's rounding decides some FP8 roundings.
+    The final loss is measured with the base as it was loaded, over both processes' rows."""
+    sections = {"train": {"precision": "fp32", "learning_rate": 1e-3, "base_arithmetic": "fp8"}}
+    alone, shared = train(**sections), train("--launch", "ddp", "--processes", "2", **sections)
+    assert shared.losses()[0] == pytest.approx(alone.losses()[0], rel=1e-6)
+    assert shared.losses() == pytest.approx(alone.losses(), rel=1e-3)
+    name = "final/evaluation_loss"
+    assert shared.summary()[name] == pytest.approx(alone.summary()[name], rel=1e-3)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("engine", "optimizer"),
     [

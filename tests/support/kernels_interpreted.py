@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune.models.batch import packed_batch
-from finetune.models.kernels import ops
+from finetune.models.kernels import fp8, ops
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.kernels.rotation import ITS_NAME
 from tests.support.families import assert_same, loaded, rows, save_tiny_family, with_adapter
@@ -100,6 +100,19 @@ def losses(dtype: torch.dtype) -> Iterator[tuple[str, float]]:
             yield f"loss backward {smoothing}", distance(logits, back)
 
 
+def roundings(dtype: torch.dtype) -> Iterator[tuple[str, float]]:
+    """Of rows that stand apart; what is FP8 on GPUs is stored as float32 here, so that only the scales and the
+    quotients are seen."""
+    x, columns = torch.randn(3, 2000).to(dtype)[:, :1500], torch.rand(1500)
+    for name, factors in (("", None), (" of scaled columns", columns)):
+        numbers, scale = torch.empty(3, 1500), torch.empty(3, 1)
+        fp8.round_rows_into(x, factors, numbers, scale)
+        wide = x.double() if factors is None else x.double() * factors
+        expected = wide.abs().amax(1, keepdim=True) / 448
+        yield f"fp8 scale{name}", distance(scale, expected)
+        yield f"fp8 numbers{name}", distance(numbers, wide / expected)
+
+
 class Seen(TorchDispatchMode):
     """The toolkit's own operators that are called while it is entered."""
 
@@ -136,7 +149,7 @@ def families(names: list[str]) -> Iterator[tuple[str, int]]:
 def kernels() -> Iterator[tuple[str, float]]:
     """How far each is from float64."""
     for name, dtype in TYPES.items():
-        for part in (norms, rotations, products, losses):
+        for part in (norms, rotations, products, losses, roundings):
             yield from ((f"{what} {name}", far) for what, far in part(dtype))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import bench_gpu
+from benchmarks.gpu import bench_gpu, numbers
 from benchmarks.gpu.models import write_base
 
 
@@ -24,9 +24,11 @@ def test_every_part_measures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     """With a rate for each way of training."""
     found = run(monkeypatch, tmp_path / "out.json")
     rates = {name: values.get("tokens/s", values.get("pairs/s")) for name, values in found.items()}
-    timed = {"lora, dropout 0", "lora, dropout 0.1", "packs", "qlora", "dpo", "peft", "row 128", "row 256"}
+    timed = {"lora, dropout 0", "lora, dropout 0.1", "packs", "qlora", "fp8", "dpo", "peft", "row 128"} | {
+        "row 256"
+    }
     assert {name for name, rate in rates.items() if rate} == timed
-    assert found["numbers"] == {"loss": 0.0, "gradients": 0.0, "attention": 0.0}
+    assert found["numbers"] == dict.fromkeys(numbers.BOUNDS, 0.0)
 
 
 def test_a_wrong_number_ends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -40,8 +42,8 @@ def test_a_wrong_number_ends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         written.append(given[0])
         return model
 
-    ours = bench_gpu.ours
-    monkeypatch.setattr(bench_gpu, "ours", other_weights)
+    ours = numbers.ours
+    monkeypatch.setattr(numbers, "ours", other_weights)
     with pytest.raises(SystemExit, match="beyond the bound; nothing is timed"):
         run(monkeypatch, tmp_path / "out.json")
 

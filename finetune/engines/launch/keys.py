@@ -61,7 +61,7 @@ OF_ALL: dict[str, Key] = {
     "command_file": NO_TPU,
     "commands": NO_TPU, "tpu_vm": NO_TPU, "tpu_env": NO_TPU,
     "dynamo_backend": refused("nothing here is compiled by torch.compile"),
-    "fp8_config": refused("nothing here is trained in fp8"),
+    "fp8_config": refused("the recipe says so: train.base_arithmetic: fp8"),
     "megatron_lm_config": refused("Megatron-LM is not among the engines; take fsdp2 or zero3"),
     "parallelism_config": refused(
         "tensor, context and sequence parallelism are not among the engines; take fsdp2 or zero3"

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from finetune.errors import ModelError
 from finetune.models.bases.shapes import stored_name
-from finetune.models.kernels.lora import base_weight
+from finetune.models.kernels.base_products import base_weight
 from finetune.models.safetensors import StoredWeights
 from finetune.recipe.schema.adapter import AdapterSection
 

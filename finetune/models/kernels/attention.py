@@ -16,9 +16,10 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
 from finetune.models.architectures import family_of
+from finetune.models.kernels.rope import looks_at_length, positions_of
 from finetune.models.kernels.varlen import is_supported, varlen
 
 PER_DOCUMENT, VARLEN = "per_document", "varlen"
@@ -31,6 +32,35 @@ def choose_attention(device: torch.device, dtype: torch.dtype, config: Pretraine
     if family_of(config.model_type) is None:  # whose attention may ask for more than is computed here
         return "sdpa"
     return VARLEN if is_supported(device, dtype, config) else PER_DOCUMENT
+
+
+def training_inputs(
+    config: PretrainedConfig, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+) -> dict[str, torch.Tensor | None]:
+    """Mask and positions of a batch as finetune.models.batch makes it, so that transformers reads no numbers
+    of them: it would look for padding, or for documents, and a GPU would be waited for.
+
+    No mask is needed: what fills up a row comes after all that is learned, which doesn't see it, and
+    attention is handed the lengths of documents. Other attentions than ours get what is there.
+    """
+    ours = ALL_MASK_ATTENTION_FUNCTIONS.get(config._attn_implementation) is unpadded_mask
+    if ours and attention_mask is not None:
+        # Positions that are scaled by a length are those of the documents, what fills up left out.
+        positions = positions_of(attention_mask) if looks_at_length(config) else None
+        return {"attention_mask": _no_mask(attention_mask.device), "position_ids": positions}
+    if ours and position_ids is not None:
+        return {"attention_mask": _no_mask(position_ids.device), "position_ids": position_ids}
+    return {"attention_mask": attention_mask, "position_ids": position_ids}
+
+
+def _no_mask(device: torch.device) -> torch.Tensor:
+    """What transformers takes for a mask that is made already, and given_mask for none."""
+    return torch.empty(0, 0, 0, 0, dtype=torch.bool, device=device)
+
+
+def given_mask(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """A mask that has numbers."""
+    return attention_mask if attention_mask is not None and attention_mask.numel() else None
 
 
 def document_lengths(position_ids: torch.Tensor) -> list[int]:
@@ -67,7 +97,7 @@ def varlen_attention(
 
     Where there is no packed row, it is per_document_attention.
     """
-    if documents is None or attention_mask is not None:
+    if documents is None or given_mask(attention_mask) is not None:
         found, _ = per_document_attention(
             module,
             query,
@@ -105,6 +135,8 @@ def per_document_attention(
     it. With a mask, or for rows of one document each, this is transformers' sdpa.
     """
     tokens = query.shape[2]
+    if attention_mask is not None and given_mask(attention_mask) is None:
+        attention_mask = position_ids = None  # training_inputs: documents are given, or rows are alone
     if attention_mask is None and documents is None:
         if is_packed(position_ids, tokens):
             assert position_ids is not None  # noqa: S101 - is_packed says so

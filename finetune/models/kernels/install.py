@@ -19,9 +19,10 @@ from finetune.engines.single import SINGLE
 from finetune.errors import ModelError
 from finetune.models.architectures import ArchitectureSpec, family_of
 from finetune.models.architectures.base import DECODER
+from finetune.models.kernels.base_products import is_int8, quantisation
 from finetune.models.kernels.decoder_layer import with_fused_sums
 from finetune.models.kernels.factors import FactorsOfModel
-from finetune.models.kernels.lora import FusedLora, Layer, is_int8, quantisation
+from finetune.models.kernels.lora import FusedLora, Layer
 from finetune.models.kernels.mlp import Mlp
 from finetune.models.kernels.rms_norm import FrozenRmsNorm
 from finetune.models.kernels.rotation import fuse_rotation

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from finetune.models.kernels.base_products import base_gradient, base_outputs
 from finetune.models.kernels.ops import wide_product
-from finetune.models.quantization import dequantize_int8
 
 Tensors = Sequence[torch.Tensor]
 
@@ -56,7 +55,7 @@ def factors_of(layers: Sequence[Layer], matrices: Tensors, dtype: torch.dtype) -
 
 class FusedLora(torch.autograd.Function):
     """y = x W^T + b + s drop(x) A^T B^T for each of several layers of one input; W is frozen, of any float
-    type, in NF4 or int8.
+    type, in NF4, int8 or FP8.
 
     `factors` are made of `matrices`, A and B of each layer in turn, whose gradients are found. Dropout draws
     one mask, so it is for a layer alone.
@@ -112,11 +111,9 @@ def outputs_of(
     x: torch.Tensor, low: torch.Tensor, layers: Sequence[Layer], factors: Multiplied
 ) -> list[torch.Tensor]:
     """The layers' outputs (T x O each) for x (T x I) and what low_of gives."""
-    outputs = []
-    for layer, b, own in zip(layers, factors.b, factors.split(low), strict=True):
-        bias = None if layer.base.bias is None else layer.base.bias.to(x.dtype)
-        output = functional.linear(x, base_weight(layer.base, x.dtype), bias)
-        outputs.append(output.addmm_(own, b.T))
+    outputs = base_outputs(x, [layer.base for layer in layers])
+    for output, b, own in zip(outputs, factors.b, factors.split(low), strict=True):
+        output.addmm_(own, b.T)
     return outputs
 
 
@@ -161,34 +158,7 @@ def input_gradient(
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """The gradient of x (T x I): through each layer's base, and through all their A."""
-    dtype = for_low.dtype
-    for_x = gradients[0] @ base_weight(layers[0].base, dtype)
-    for gradient, layer in zip(gradients[1:], layers[1:], strict=True):
-        for_x.addmm_(gradient, base_weight(layer.base, dtype))
+    for_x = base_gradient(gradients, [layer.base for layer in layers])
     if mask is None:
         return for_x.addmm_(for_low, factors.a)
     return for_x.add_((for_low @ factors.a).mul_(mask).div_(1 - dropout))
-
-
-def base_weight(base: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
-    """A frozen weight (O x I) in `dtype`; one in NF4 or int8 is dequantised for the moment."""
-    if is_int8(base):
-        return dequantize_int8(base, dtype)
-    state = quantisation(base)
-    if state is None:
-        return base.weight.to(dtype)
-    from bitsandbytes.functional import dequantize_4bit
-
-    weight: torch.Tensor = dequantize_4bit(base.weight.data, state).to(dtype)
-    return weight
-
-
-def quantisation(base: nn.Linear) -> Any:
-    """How a bitsandbytes layer's weight is quantised; None for a plain one. FSDP2 leaves it with the layer
-    alone."""
-    return getattr(base.weight, "quant_state", None) or getattr(base, "quant_state", None)
-
-
-def is_int8(base: nn.Module) -> bool:
-    """Whether a layer is one of bitsandbytes' in int8."""
-    return type(base).__name__ == "Linear8bitLt"

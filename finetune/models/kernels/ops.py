@@ -157,8 +157,8 @@ def rotate_into(
     _kernels().rotate[(batch * tokens,)](
         q, k, cos, sin, *rotated, tokens, heads, k.shape[1], width, half,
         *q.stride()[:3], *k.stride()[:3], cos.stride(0) if len(cos) > 1 else 0, cos.stride(1),
-        BACKWARD=backward, HEADS=_power(heads), KEY_HEADS=_power(k.shape[1]), HALF=_power(half),
-        REST=_power(rest) if rest else 0,
+        BACKWARD=backward, HEADS=power_of_two(heads), KEY_HEADS=power_of_two(k.shape[1]),
+        HALF=power_of_two(half), REST=power_of_two(rest) if rest else 0,
     )  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 def swiglu_into(gate: torch.Tensor, up: torch.Tensor, product: torch.Tensor) -> None:
     """The kernel; the product (N x D) is contiguous."""
     rows, width = gate.shape
-    block = min(_power(width), 1024)
+    block = min(power_of_two(width), 1024)
     _kernels().swiglu[(rows, -(-width // block))](
         gate, up, product, width, gate.stride(0), up.stride(0), BLOCK=block
     )
@@ -205,7 +205,7 @@ def swiglu_backward(
     """
     rows, width = gate.shape
     product = torch.empty_like(gate, memory_format=torch.contiguous_format)
-    block = min(_power(width), 1024)
+    block = min(power_of_two(width), 1024)
     _kernels().swiglu_backward[(rows, -(-width // block))](
         gradient, gate, up, product, for_gate, for_up, width,
         gate.stride(0), up.stride(0), for_gate.stride(0), for_up.stride(0), BLOCK=block,
@@ -233,7 +233,7 @@ def cross_entropy_(logits: torch.Tensor, labels: torch.Tensor, smoothing: float)
         vocabulary = logits.shape[1]
         _kernels().cross_entropy[(len(labels),)](
             logits, labels, losses, vocabulary, logits.stride(0), smoothing,
-            SMOOTHS=smoothing > 0, BLOCK=min(_power(vocabulary), 8192), num_warps=16,
+            SMOOTHS=smoothing > 0, BLOCK=min(power_of_two(vocabulary), 8192), num_warps=16,
         )  # fmt: skip
     return losses
 
@@ -281,12 +281,12 @@ def _like_heads(x: torch.Tensor) -> torch.Tensor:
 
 def _tiles(width: int) -> tuple[int, int, int]:
     """Rows and columns of a block, and the warps that compute it."""
-    block = _power(width)
+    block = power_of_two(width)
     high = max(1, TILE // block)
     return high, block, min(16, max(4, high * block // 512))
 
 
-def _power(number: int) -> int:
+def power_of_two(number: int) -> int:
     """The power of two that is no less."""
     return 1 << (number - 1).bit_length()
 

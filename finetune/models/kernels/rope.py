@@ -75,6 +75,11 @@ def _scaled_by_document(
     return (both.cos() * factor).to(x.dtype), (both.sin() * factor).to(x.dtype)
 
 
+def positions_of(mask: torch.Tensor) -> torch.Tensor:
+    """Positions (B x T), counted from a mask that is 0 where a row is filled up."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
 def _positions_of_mask(
     module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
@@ -86,7 +91,7 @@ def _positions_of_mask(
         and mask is not None
         and mask.dim() == 2
     ):
-        options = options | {"position_ids": (mask.long().cumsum(dim=1) - 1).clamp(min=0)}
+        options = options | {"position_ids": positions_of(mask)}
     return args, options
 
 

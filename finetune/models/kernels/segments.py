@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from finetune.models.kernels.base_products import base_gradient, base_outputs
 from finetune.models.kernels.lora import (
     Layer,
     Multiplied,
     Tensors,
-    base_weight,
     low_gradient,
     low_of,
     matrix_gradients,
@@ -137,10 +136,7 @@ def products(
     x: torch.Tensor, bases: Sequence[nn.Linear], segments: Sequence[AdapterSegment]
 ) -> tuple[list[torch.Tensor], Kept]:
     """The layers' outputs (T x O each) for x (T x I), and what the backward pass needs of each segment."""
-    outputs = []
-    for base in bases:
-        bias = None if base.bias is None else base.bias.to(x.dtype)
-        outputs.append(functional.linear(x, base_weight(base, x.dtype), bias))
+    outputs = base_outputs(x, bases)
     kept: Kept = []
     for segment in segments:
         own = x[segment.tokens]
@@ -165,14 +161,6 @@ def product_gradients(
     for_x = base_gradient(gradients, bases) if x_needs_one else None
     below = _adapter_input_gradients(gradients, for_x, segments, kept)
     return for_x, _matrix_gradients(gradients, x, below, segments, kept)
-
-
-def base_gradient(gradients: Tensors, bases: Sequence[nn.Linear]) -> torch.Tensor:
-    """The gradient of the layers' input (T x I) through their frozen weights."""
-    for_x = gradients[0] @ base_weight(bases[0], gradients[0].dtype)
-    for gradient, base in zip(gradients[1:], bases[1:], strict=True):
-        for_x.addmm_(gradient, base_weight(base, gradient.dtype))
-    return for_x
 
 
 def _adapter_input_gradients(

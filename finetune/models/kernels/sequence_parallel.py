@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from finetune.errors import ModelError
 from finetune.models.kernels.attention import (
     VARLEN,
+    given_mask,
     per_document_attention,
     unpadded_mask,
     varlen_attention,
@@ -98,7 +99,7 @@ def _attention(inner: Callable[..., Any], group: Any, processes: int) -> Callabl
     ) -> tuple[torch.Tensor, None]:
         """As `inner`, of this process's tokens (1 x H x t x D, 1 x K x t x D) of a row with these documents;
         of all tokens where there are none, as when answers are generated."""
-        if documents is None or attention_mask is not None:
+        if documents is None or given_mask(attention_mask) is not None:
             found, _ = inner(module, query, key, value, attention_mask, documents=documents, **options)
             return found, None
         shares, rank = heads_of(query.shape[1], key.shape[1], processes), distributed.get_rank(group)

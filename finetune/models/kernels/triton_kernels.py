@@ -165,3 +165,22 @@ def cross_entropy(
         z = tl.load(start_of_row + column, mask=column < vocabulary, other=-float("inf")).to(tl.float32)
         gradient = tl.exp(z - peak) / whole - spread - tl.where(column == label, 1 - smoothing, 0.0)
         tl.store(start_of_row + column, gradient.to(logits.dtype.element_ty), mask=column < vocabulary)
+
+
+@triton.jit
+def round_rows(
+    x, columns, numbers, scale, width, x_stride,
+    SCALES: tl.constexpr, SMALLEST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row of x (N x D), or of x times `columns` (D), divided by its scale, which makes its largest number
+    448, E4M3's largest. Divisions round as IEEE's do: the CPU's path gives the same bits."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    value = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
+    if SCALES:
+        value *= tl.load(columns + column, mask=inside, other=0.0)
+    largest = tl.maximum(tl.max(tl.abs(value), axis=0), SMALLEST)
+    own = tl.div_rn(largest, 448.0)
+    tl.store(scale + row, own)
+    tl.store(numbers + row * width + column, tl.div_rn(value, own).to(numbers.dtype.element_ty), mask=inside)

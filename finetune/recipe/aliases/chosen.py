@@ -203,7 +203,7 @@ LACKING = (
     Alias(
         "gptq gptq_groupsize gptq_model_v1 quantizer quantizer.* qat qat.* fp8 fp8.* fp8_config.* "
         "quant_config model_quantization_config model_quantization_config_kwargs.* load_in_fp8",
-        "", "off", "a base is trained in 16 bits, NF4 or int8",
+        "", "off", "a base is trained in 16 bits, NF4 or int8; train.base_arithmetic: fp8 multiplies in FP8",
     ),
     Alias(
         "sequence_parallel_size context_parallel_size tensor_parallel_size sequence_parallel "

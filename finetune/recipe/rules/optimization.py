@@ -127,6 +127,30 @@ def _weights_dtype(recipe: Recipe, given: Given) -> RuleProblem:
         yield "train.weights_dtype", f"weights in bf16 compute in bf16; train.precision is {train.precision}"
 
 
+def _base_arithmetic(recipe: Recipe, given: Given) -> RuleProblem:
+    path, adapter = "train.base_arithmetic", recipe.adapter
+    if recipe.train.base_arithmetic is None:
+        return
+    if adapter.method == "full":
+        yield path, "fp8 is for a base that is frozen, and method full trains it; remove this, or use lora"
+    if adapter.method == "qlora":
+        yield (
+            path,
+            f"fp8 rounds a base of 16-bit weights, and qlora's are in {adapter.base_quantization}; remove "
+            "this, or use lora",
+        )
+    if adapter.use_dora:
+        yield path, "DoRA divides by norms of the 16-bit weights; remove this, or adapter.use_dora"
+    if recipe.train.precision == "fp16":
+        yield path, "FP8 products give bf16, and train.precision is fp16; set it to bf16 or auto"
+    if recipe.objective.names_reference:
+        yield (
+            path,
+            "the adapter that objective.reference names would be on a base in 16 bit; remove this, or set "
+            "objective.reference to start or base",
+        )
+
+
 def _intervals(recipe: Recipe, given: Given) -> RuleProblem:
     """A stream's epochs have no known length, and what never happens can't be judged by."""
     train = recipe.train
@@ -221,6 +245,7 @@ RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _optimizer,
     _rates,
     _weights_dtype,
+    _base_arithmetic,
     _intervals,
     _checkpointing,
     _sequence_parallel,

@@ -152,6 +152,11 @@ class TrainSection(Section):
     """The base's and the arithmetic's type; the adapter and the optimizer's state stay fp32. auto: bf16 where
     native."""
 
+    base_arithmetic: Literal["fp8"] | None = None
+    """fp8: the frozen base's layers multiply 8-bit numbers (E4M3; a scale for each row of a weight and for
+    each token), on GPUs of compute capability 8.9 or above. For lora, in one process or ddp; null multiplies
+    in train.precision."""
+
     deterministic: bool = False
     """Sums in one order on a GPU too, so that the same run gives the same bits; slower there. On the CPU that
     is so without it."""

@@ -199,7 +199,7 @@ def test_the_dequantised_base_is_the_one_that_bitsandbytes_computes_with(
 ) -> None:
     """Its linear layers have the values that a quantised model multiplies with; head and embedding are the
     stored ones."""
-    from finetune.models.kernels.lora import base_weight
+    from finetune.models.kernels.base_products import base_weight
     from finetune.models.load import load_model
 
     base = resolve_base(qlora.model)

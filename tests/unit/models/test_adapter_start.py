@@ -14,8 +14,8 @@ from finetune.models.adapters.start import BesideItsStart
 from finetune.models.bases.folder import read_config
 from finetune.models.bases.locate import Base
 from finetune.models.bases.shapes import count_trainable, read_shape
+from finetune.models.kernels.base_products import base_weight
 from finetune.models.kernels.install import install_fast_path
-from finetune.models.kernels.lora import base_weight
 from finetune.models.load import load_model
 from finetune.models.safetensors import StoredWeights
 from finetune.recipe.schema.adapter import AdapterSection

@@ -28,6 +28,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "weighted": {},
     "dpo": {"kind": "dpo", "supervised_weight": 0.5},
     "simpo": {"kind": "simpo"},
+    "orpo": {"kind": "orpo", "learns_prompt": True},
     "kto": {"kind": "kto"},
 }
 
@@ -77,7 +78,11 @@ def test_a_step_reads_nothing_from_the_device(
     emptied(model, without_numbers).train()
     pairs = objective.encoding.documents_per_row == 2
     batch = batch_of(
-        documents(0.5 if kind == "weighted" else 1.0), packed=True, pad_token_id=0, shared=2 if pairs else 0
+        documents(0.5 if kind == "weighted" else 1.0),
+        packed=True,
+        pad_token_id=0,
+        documents_per_row=2 if pairs else 1,
+        shares_prompts=pairs,
     )
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     with without_numbers as mode:

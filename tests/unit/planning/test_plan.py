@@ -16,6 +16,7 @@ from finetune.engines.fsdp2 import FSDP2
 from finetune.engines.single import SINGLE
 from finetune.models.bases.locate import read_config, resolve_base
 from finetune.models.bases.shapes import read_shape
+from finetune.models.kernels.fp8 import fp8_of
 from finetune.models.load import load_model
 from finetune.planning.data import assumed, load_of
 from finetune.planning.longest import longest_rows
@@ -108,6 +109,16 @@ def test_a_quantised_base_takes_what_the_plan_says(adapter: dict[str, Any], make
         blocks = [] if state is None else [state.absmax, *([state.state2.absmax] if state.nested else [])]
         held += sum(part.nbytes for part in (parameter, *blocks, *([] if scales is None else [scales])))
     assert memory_of(job_for(recipe)).weights == pytest.approx(held, rel=0.01)
+
+
+def test_a_base_in_fp8_takes_what_the_plan_says(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Its own weights, and beside them 8-bit ones with their scales."""
+    recipe = make_recipe(train={"base_arithmetic": "fp8"})
+    plain, rounded = (memory_of(job_for(one)).weights for one in (make_recipe(), recipe))
+    weights = map(fp8_of, trainer_of(recipe, tmp_path, None).model.modules())
+    parts = [part for weight in weights if weight is not None for part in vars(weight).values()]
+    held = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
+    assert rounded - plain == sum(held.values())
 
 
 @pytest.mark.parametrize(
