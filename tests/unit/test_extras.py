@@ -69,6 +69,7 @@ def test_other_metrics_need_none_of_them(tmp_path: Path) -> None:
     own = [
         "perplexity",
         "bits_per_byte",
+        "general_loss",
         "exact_match",
         "squad_exact_match",
         "squad_f1",

@@ -66,7 +66,6 @@ GENERAL_LOSS = Metric(
     "a text that no recipe trains on: how much it rises is what fine-tuning made the model forget",
     scale="nats per token",
     by="exact sums",
-    by_row=lambda measured: [loss.mean for loss in measured.general],
     higher_is_better=False,
     best=0.0,
     keys=("general_text",),

@@ -72,6 +72,8 @@ def programs() -> Measured:
 def measured_for(name: str) -> Measured:
     if metric_of(name).of == "losses":
         return losses()
+    if metric_of(name).of == "general":
+        return Measured(general=losses().losses)
     if metric_of(name).of == "programs":
         return programs()
     if metric_of(name).of == "rewards":
@@ -96,7 +98,7 @@ def repeated(measured: Measured, weights: list[int]) -> Measured:
         return [row for row, weight in zip(rows, weights, strict=False) for _ in range(weight)]
 
     return Measured(
-        losses=times(measured.losses), bytes=times(measured.bytes), answers=times(measured.answers),
+        losses=times(measured.losses), general=times(measured.general), bytes=times(measured.bytes), answers=times(measured.answers),
         labels=measured.labels, programs=times(measured.programs),
         rewards=times(measured.rewards),
     )  # fmt: skip
