@@ -29,23 +29,24 @@ def next_tokens(
         found = [(token, None) for token in scores.argmax(dim=-1).tolist()]
     if drawn:
         asked = [requests[row] for row in drawn]
-        logprobs = at_temperature(scores[drawn], [request.temperature for request in asked])
+        hotter = scores if len(drawn) == len(requests) else scores[drawn]
+        probabilities = at_temperature(hotter, [request.temperature for request in asked])
         numbers = torch.stack(
             [torch.rand((), generator=generators[row], dtype=torch.double) for row in drawn]
         )
-        tokens = draw(allowed(logprobs.exp(), asked), numbers)
-        told = logprobs.gather(1, tokens.to(scores.device)[:, None])[:, 0]
+        tokens = draw(allowed(probabilities, asked), numbers)
+        told = probabilities.gather(1, tokens.to(scores.device)[:, None])[:, 0].log()
         for row, token, logprob in zip(drawn, tokens.tolist(), told.tolist(), strict=True):
             found[row] = token, logprob
     return found
 
 
 def at_temperature(scores: torch.Tensor, temperatures: Sequence[float]) -> torch.Tensor:
-    """Log-probabilities (B x V) of logits at temperatures above 0. What is in `scores` is lost."""
+    """The probabilities (B x V) of logits at temperatures above 0."""
     if any(temperature != 1 for temperature in temperatures):
         divisors = torch.tensor([max(temperature, COLDEST) for temperature in temperatures])
-        scores = scores.sub_(scores.amax(dim=-1, keepdim=True)).div_(divisors.to(scores)[:, None])
-    return scores.log_softmax(dim=-1)
+        scores = (scores - scores.amax(dim=-1, keepdim=True)).div_(divisors.to(scores)[:, None])
+    return scores.softmax(dim=-1)
 
 
 def allowed(probabilities: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
@@ -96,11 +97,13 @@ def draw(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     First a block of tokens, then one of its tokens, in float64 on the host: sums over a whole vocabulary in
     float32 lose what is small.
     """
-    blocks = torch.nn.functional.pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
-    block, rest = _passed(blocks.sum(dim=-1).cpu().double(), numbers)
+    if rest := weights.shape[1] % BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, BLOCK - rest))
+    blocks = weights.unflatten(1, (-1, BLOCK))
+    block, into = _passed(blocks.sum(dim=-1).cpu().double(), numbers)
     rows = torch.arange(len(block))
     chosen = blocks[rows.to(weights.device), block.to(weights.device)]
-    place, _ = _passed(chosen.cpu().double(), rest)
+    place, _ = _passed(chosen.cpu().double(), into)
     return block * BLOCK + place
 
 
