@@ -286,7 +286,9 @@ class ContinuousBatch:
     def _compute_nothing(self) -> None:
         """Call the model where other processes do, each of which holds a share of it."""
         if self._keeps:
-            self._logits([0], [0], [0], [Span(RowPlace(Shelf(1, 1), 0), 0, 1, 0)])
+            shelf = Shelf(1, 1)
+            shelf.free.clear()
+            self._logits([0], [0], [0], [Span(RowPlace(shelf, 0), 0, 1, 0)])
         else:
             self._model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self._model.device))
 
