@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.chat.rendering import prompt_and_reference, render_prompt
 from data_prep.messages import Message, PlainText
-from data_prep.tokenizers.tokens import ids_of, text_of
+from data_prep.tokenizers.tokens import ids_of
 from finetune.errors import FinetuneError
 from finetune.generation.continuous import ContinuousBatch
 from finetune.generation.model import evaluating, positions_of
@@ -36,23 +36,24 @@ def generate(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Generated]:
-    """An answer for each prompt (token ids), in the prompts' order; see generate_ids."""
-    answers = generate_ids(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        temperature=temperature,
-        seed=seed,
-        progress=progress,
-    )
-    ends = Speaker(None, tokenizer).ends
+    """An answer for each prompt (token ids), in the prompts' order.
+
+    `batch_size` prompts are answered at a time; where one is, the next takes its place. Temperature 0 takes
+    the likeliest token each time; otherwise tokens are drawn, from `seed` and the prompt, whatever is beside
+    it. An answer ends at the end of its turn, after max_new_tokens, or where the base has no more positions;
+    the base's own generation_config.json has no say. `progress` is told how many answers are there, and of
+    how many. Raises FinetuneError for a prompt that is empty or that leaves no position for an answer.
+
+    The model is left as it was found. Where it is cut up among processes all must call this, each with
+    prompts of its own or the same.
+    """
+    requests = _requests(tokenizer, prompts, max_new_tokens, temperature, seed)
     return [
         Generated(
-            text_of(ids, tokenizer), None if ids[-1] in ends else where_cut(model, len(ids), max_new_tokens)
+            "".join(piece.text for piece in pieces),
+            where_cut(model, len(pieces), max_new_tokens) if pieces[-1].finish == "length" else None,
         )
-        for ids in answers
+        for pieces in _answers(model, requests, batch_size, progress)
     ]
 
 
@@ -80,30 +81,9 @@ def generate_ids(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
-    """The token ids of an answer for each prompt, the end of its turn included, in the prompts' order.
-
-    `batch_size` prompts are answered at a time; where one is, the next takes its place. Temperature 0 takes
-    the likeliest token each time; otherwise tokens are drawn, from `seed` and the prompt, whatever is beside
-    it. An answer ends at the end of its turn, after max_new_tokens, or where the base has no more positions;
-    the base's own generation_config.json has no say. `progress` is told how many answers are there, and of
-    how many. Raises FinetuneError for a prompt that is empty or that leaves no position for an answer.
-
-    The model is left as it was found. Where it is cut up among processes all must call this, each with
-    prompts of its own or the same.
-    """
-    speaker, asked = Speaker(None, tokenizer), Counter[tuple[int, ...]]()
-    answers: dict[Request, list[int]] = {}
-    for prompt in prompts:
-        # An answer is drawn from the prompt, and how often it was asked before.
-        again = asked[key := tuple(prompt)]
-        asked[key] += 1
-        answers[Request(speaker, prompt, max_new_tokens, temperature, seed=seed, index=again)] = []
-    done = 0
-    for piece in pieces_of(model, list(answers), rows=batch_size):
-        answers[piece.request].append(piece.token)
-        if piece.finish is not None and progress is not None:
-            progress(done := done + 1, len(answers))
-    return list(answers.values())
+    """The token ids of the answers that `generate` gives, the ends of their turns included."""
+    requests = _requests(tokenizer, prompts, max_new_tokens, temperature, seed)
+    return [[piece.token for piece in pieces] for pieces in _answers(model, requests, batch_size, progress)]
 
 
 def stream(
@@ -128,6 +108,38 @@ def stream(
         if piece.text:
             yield piece.text
     return cut
+
+
+def _requests(
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[Request]:
+    """An answer is drawn from its prompt, and how often that was asked before."""
+    speaker, asked, found = Speaker(None, tokenizer), Counter[tuple[int, ...]](), []
+    for prompt in prompts:
+        again = asked[key := tuple(prompt)]
+        found.append(Request(speaker, prompt, max_new_tokens, temperature, seed=seed, index=again))
+        asked[key] += 1
+    return found
+
+
+def _answers(
+    model: PreTrainedModel,
+    requests: Sequence[Request],
+    rows: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[list[Piece]]:
+    """The pieces of each answer."""
+    found: dict[Request, list[Piece]] = {request: [] for request in requests}
+    done = 0
+    for piece in pieces_of(model, requests, rows=rows):
+        found[piece.request].append(piece)
+        if piece.finish is not None and progress is not None:
+            progress(done := done + 1, len(found))
+    return list(found.values())
 
 
 def pieces_of(model: PreTrainedModel, requests: Sequence[Request], *, rows: int) -> Iterator[Piece]:
