@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -26,7 +25,7 @@ from finetune.errors import FinetuneError
 from finetune.generation.answer_text import AnswerText
 from finetune.generation.model import answer_room, causal_model
 from finetune.generation.request import Finish, Piece, Request, TokenLogprob
-from finetune.generation.row_cache import BY_ROW, RowPlace, Shelf, Shelves, Span, Spans
+from finetune.generation.row_cache import BY_ROW, RowPlace, Shelf, Shelves, Span, Spans, tokens_in_memory
 from finetune.generation.sampling import next_tokens
 from finetune.models.adapters.by_token import AdapterByToken, Segment, refuse_own_tokens
 from finetune.models.architectures import family_of
@@ -37,8 +36,6 @@ PREFILL_TOKENS = 512
 """Of prompts in one step: rows that are being answered wait no longer for those that join."""
 LEAST_SHARED_TOKENS = 16
 """A beginning that is taken over from another row."""
-MEMORY_FRACTION = 0.5
-"""Of the memory that is free at the start, for keys and values."""
 NO_BOUND = 1 << 60
 
 
@@ -100,7 +97,7 @@ class ContinuousBatch:
         switches = self._by_length and family is not None and family.recomputes_keys
         self._switch = int(config.original_max_position_embeddings) + 1 if switches else None
         self.most_rows = rows if self._keeps else 1
-        most_tokens = _tokens_in_memory(self._model, batches) if self._keeps else NO_BOUND
+        most_tokens = tokens_in_memory(self._model, batches) if self._keeps else NO_BOUND
         self._shelves = Shelves(most_tokens, rows)
         self._waiting: deque[Request] = deque()
         self._rows: list[_Row] = []
@@ -384,12 +381,3 @@ def _logprob(scores: torch.Tensor, token: int, count: int) -> TokenLogprob:
     found = scores.log_softmax(dim=-1)
     values, ids = found.topk(count)
     return TokenLogprob(token, float(found[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
-
-
-def _tokens_in_memory(model: Any, batches: int) -> int:
-    """How many tokens' keys and values memory has room for, where so many batches share it."""
-    config, device = model.config, model.device
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * width * model.dtype.itemsize
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return int(free * MEMORY_FRACTION / batches) // per_token

@@ -12,6 +12,7 @@ C tokens of each row of it, L tokens of the longest row so far, D width of a hea
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -19,9 +20,20 @@ from transformers import AttentionInterface, AttentionMaskInterface
 BY_ROW = "by_row"
 """The name under which transformers knows this attention."""
 BLOCK_TOKENS = 64
+MEMORY_FRACTION = 0.5
+"""Of the memory that is free at the start, for keys and values."""
 SHELF_ROWS = 16
 SHELF_TOKENS = 32_768
 """Of all rows of a shelf: longer rows are fewer."""
+
+
+def tokens_in_memory(model: Any, batches: int) -> int:
+    """How many tokens' keys and values memory has room for, where so many batches share it."""
+    config, device = model.config, model.device
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * width * model.dtype.itemsize
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return int(free * MEMORY_FRACTION / batches) // per_token
 
 
 class Shelf:
