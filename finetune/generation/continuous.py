@@ -13,7 +13,7 @@ import itertools
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -299,8 +299,8 @@ class ContinuousBatch:
         finish = self._finish(row, token)
         if finish is not None:
             text += row.text.finish()
-            self._leave(row)
             self._keep(row)
+            self._leave(row)
         logprob = None if request.logprobs is None else _logprob(scores, token, request.logprobs)
         return Piece(request, token, text, row.made, row.reused, drawn_logprob, logprob, finish)
 
@@ -326,6 +326,19 @@ class ContinuousBatch:
     def _leave(self, row: _Row) -> None:
         self._rows.remove(row)
         self._shelves.give_back(row.place)
+        if not self._waiting:
+            self._close_gap(row.place)
+
+    def _close_gap(self, gap: RowPlace) -> None:
+        """Let the last row of a shelf have a place that nobody waits for: attention is computed for all up to
+        the last."""
+        beside = [row for row in self._rows if row.place.shelf is gap.shelf]
+        last = max(beside, key=lambda row: row.place.number, default=None)
+        if last is not None and last.place.number > gap.number:
+            gap.take_over(last.place, last.computed)
+            gap.shelf.free.remove(gap.number)
+            gap.shelf.free.add(last.place.number)
+            last.place = gap
 
     def _keep(self, row: _Row) -> None:
         """Keep a text that is answered, where there is room, for prompts that begin as it does."""
@@ -336,8 +349,7 @@ class ContinuousBatch:
         place = self._shelves.take_alone(row.computed)
         if place is not None:
             place.take_over(row.place, row.computed)
-            row.place = place
-            self._kept[next(self._numbers)] = row
+            self._kept[next(self._numbers)] = replace(row, place=place)
 
 
 @contextmanager

@@ -196,6 +196,21 @@ def test_an_answer_ends_after_max_new_tokens(
     assert (len(pieces), pieces[-1].tokens, pieces[-1].finish) == (3, 3, "length")
 
 
+@pytest.mark.parametrize("kept_texts", [0, 2])
+def test_rows_that_end_leave_the_others_as_they_are(
+    model: PreTrainedModel, speaker: Speaker, prompts: list[list[int]], kept_texts: int
+) -> None:
+    """Their places are taken by others of their shelf, and what is kept of them is theirs."""
+    lengths = (3, 9, TOKENS, 6, 12)
+    batch = ContinuousBatch(model.eval(), rows=8, kept_texts=kept_texts)
+    for _ in range(2):
+        asked = zip(prompts, lengths, strict=True)
+        answers = finished(batch, [Request(speaker, prompt, length) for prompt, length in asked])
+        for prompt, length, found in zip(prompts, lengths, texts(answers), strict=True):
+            assert [found] == expected_texts(model, speaker.tokenizer, [prompt], length)
+    assert any(pieces[0].reused_tokens for pieces in answers) == bool(kept_texts)
+
+
 def test_an_answer_ends_at_the_last_position(
     model: PreTrainedModel, batch: ContinuousBatch, speaker: Speaker, prompts: list[list[int]]
 ) -> None:
