@@ -1,9 +1,9 @@
 """The keys and values of the rows that are being answered, and the attention that reads them.
 
 The tokens of all rows of a step lie in one row, one after the other, so that nothing is padded. Rows that may
-become about as long as one another have their keys and values side by side in a shelf, which is as long as
-the longest of them may become, so that rows join and leave without moving others, and those that give one
-token each are one call of attention.
+become about as long as one another, or half as long, have their keys and values side by side in a shelf,
+which has room for the longest of them, so that rows join and leave without moving others, and those that give
+one token each are one call of attention.
 
 Shapes: H heads, K key-value heads, T tokens of a step, N tokens of one row in it, R rows, S rows of a shelf,
 C tokens of each row of it, L tokens of the longest row so far, D width of a head.
@@ -107,8 +107,9 @@ class Shelves:
     def take(self, tokens: int) -> RowPlace | None:
         """A place for a row that may have so many tokens; None where there is no room."""
         capacity = _class_of(tokens)
-        there = [shelf for shelf in self._shelves if shelf.free and shelf.capacity == capacity]
-        shelf = min(there, key=lambda shelf: len(shelf.free), default=None)
+        # A shelf that is longer than it need be wastes less than a new one that is empty but for a row.
+        there = [shelf for shelf in self._shelves if shelf.free and tokens <= shelf.capacity <= 2 * capacity]
+        shelf = min(there, key=lambda shelf: (shelf.capacity, len(shelf.free)), default=None)
         if shelf is None:
             rows = max(1, min(self._rows, SHELF_ROWS, SHELF_TOKENS // capacity))
             shelf = self._made(rows, capacity) or self._made(1, tokens)
