@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-kernels bench-launch bench-distill bench-many bench-merge bench-gpu bench-serve bench-rounding bench-prune bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
+.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-kernels bench-launch bench-distill bench-many bench-merge bench-gpu bench-serve bench-generate bench-rounding bench-prune bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -69,6 +69,9 @@ bench-gpu: $(VENV)/.installed-dev  ## one NVIDIA GPU: right numbers, tokens/s, m
 
 bench-serve: $(VENV)/.installed-dev  ## tokens/s of finetune serve, and of transformers serve where FASTAPI names the folder of that package
 	$(BIN)/python benchmarks/bench_serve.py $(if $(FASTAPI),--fastapi $(FASTAPI))
+
+bench-generate: $(VENV)/.installed-dev  ## tokens/s of answers, many to a prompt, beside transformers' own generate
+	$(BIN)/python benchmarks/bench_generate.py
 
 bench-prune: $(VENV)/.installed-dev  ## what pruning costs SmolLM2-135M, and what LoRA on it brings back
 	$(BIN)/python benchmarks/bench_prune.py

@@ -1,11 +1,10 @@
-"""How long answers and likelihoods take: in batches, beside one by one.
+"""How long answers and likelihoods take: many at a time, beside one by one.
 
     python benchmarks/bench_evaluate.py [--rows 60]
 
-The base of the shipped recipes (SmolLM2-135M) on generated orders, greedily, to the end of a turn: `generate`
-in batches of 32 (sorted by length, padded on the left), beside the same rows one by one; then the likelihoods
-of four labels after each prompt (the prompt once, the labels behind its keys and values), beside a whole row
-for each label. In turns, the best of two rounds.
+The base of the shipped recipes (SmolLM2-135M) on generated orders, greedily, to the end of a turn: 32 at a
+time, beside the same rows one by one; then the likelihoods of four labels after each prompt (the prompt once,
+the labels behind its keys and values), beside a whole row for each label. In turns, the best of two rounds.
 """
 
 import argparse
@@ -56,7 +55,7 @@ def main() -> None:
         return label_likelihoods(model, tokenizer, placed, LABELS, BATCH)
 
     print(f"{len(prompts)} prompts, at most {NEW_TOKENS} new tokens, {choose_precision('auto').name}")
-    compare("answers", "one by one", lambda: answers(1), f"batches of {BATCH}", lambda: answers(BATCH))
+    compare("answers", "one by one", lambda: answers(1), f"{BATCH} at a time", lambda: answers(BATCH))
     compare(f"{len(LABELS)} labels", "a row each", whole_rows, "prompt once", likelihoods)
 
 

@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 import torch
 import xxhash
+from torch.distributed.tensor import DTensor
 
 from finetune.engines.base import Engine
+from finetune.engines.group import Group, this_group
 
 
 class Trains(Protocol):
@@ -29,6 +31,13 @@ def evaluable(trainer: Trains) -> Iterator[Any]:
     model = trainer.accelerator.unwrap_model(trainer.model)
     with trainer.accelerator.autocast(), trainer.engine.inference(trainer, model):
         yield model
+
+
+def group_of(model: torch.nn.Module) -> Group:
+    """The processes that must call a model's layers as often as one another, since each holds a share of
+    them; where this one holds all of it, it is alone."""
+    cut_up = any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
+    return this_group() if cut_up else Group()
 
 
 def gathered_weights(trainer: Trains, *, keep: bool) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from data_prep.config import HeadSection
 from data_prep.table.documents import Document
 from finetune.evaluation.losses import document_batches
-from finetune.generation.generate import causal_model, evaluating
+from finetune.generation.model import causal_model, evaluating
 from finetune.models.classify import head_losses, head_outputs
 from finetune.models.loss import IGNORE_INDEX
 from finetune.scoring.measured import LossSum

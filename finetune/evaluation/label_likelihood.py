@@ -19,7 +19,7 @@ from data_prep.config import DataSection
 from data_prep.table.documents import Document
 from finetune.evaluation.losses import document_losses
 from finetune.evaluation.predictions import tokenization_of, with_answer
-from finetune.generation.generate import causal_model, evaluating
+from finetune.generation.model import causal_model, evaluating
 from finetune.models.kernels.rope import looks_at_length
 from finetune.models.logits import head_of, states_of, widened
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from data_prep.table.documents import Document
 from finetune.errors import FinetuneError
-from finetune.generation.generate import causal_model, evaluating
+from finetune.generation.model import causal_model, evaluating
 from finetune.models.batch import padded_batch
 from finetune.models.logits import head_of, states_of, widened
 from finetune.models.loss import IGNORE_INDEX

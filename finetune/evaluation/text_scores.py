@@ -15,7 +15,7 @@ from finetune.errors import FinetuneError
 from finetune.evaluation.head_predictions import classify
 from finetune.evaluation.losses import document_losses
 from finetune.generation.asking import Asked
-from finetune.generation.generate import causal_model
+from finetune.generation.model import causal_model
 from finetune.objectives import kind_of
 from finetune.objectives.reward import Reward
 from finetune.recipe.schema import Recipe

@@ -24,6 +24,10 @@ class Description:
     """The base's generation config; None for a model that writes no text."""
     name: str = "model"
     """What the model is called, for formats that hold a name."""
+    base: str | None = None
+    """The hub's id of the base that it comes from; None where it has none."""
+    licence: str | None = None
+    """Of the base, where its card names one."""
 
 
 @dataclass(frozen=True)

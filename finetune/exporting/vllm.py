@@ -35,6 +35,10 @@ from finetune.runs.target import Target
 
 EXACT = 1e-6
 """Of an update's Frobenius norm: what rounding a scale into B in float32 leaves, at most."""
+NOT_THE_TRAINED_BASE = (
+    "the adapter was trained beside its base in {}, and vLLM serves the base in 16 bit, whose answers may "
+    "differ: compare with finetune evaluate, or serve what finetune merge makes of both"
+)
 BY_ITSELF = "serve the merged model instead (finetune merge)"
 
 
@@ -49,6 +53,8 @@ class VllmAdapter:
     rank: int
     max_lora_rank: int
     """The smallest that vLLM must be started with."""
+    trained_beside: str | None
+    """How the base was quantised that the adapter was trained on, where vLLM serves one in 16 bit."""
     residuals: dict[str, float]
     """Layer -> the Frobenius norm of what differs, as a share of the update's; 0 where it has none."""
     approximated: bool
@@ -72,13 +78,16 @@ class VllmAdapter:
         )
         command = ["vllm", "serve", self.base, "--enable-lora", "--max-lora-rank", str(self.max_lora_rank)]
         command += ["--lora-modules", f"NAME={self.output}"]
-        return [
+        found = [
             ("adapter", self.adapter),
             ("output", f"{self.output}, {self.bytes / 1e6:,.1f} MB"),
             ("update", f"{how}; of {len(self.residuals)} layers the worst differs by {self.worst:.1e}"),
             ("vllm", shlex.join(command)),
             ("note", "vLLM itself did not run: what is written was read back and compared"),
         ]
+        if self.trained_beside is not None:
+            found.append(("note", NOT_THE_TRAINED_BASE.format(self.trained_beside)))
+        return found
 
 
 def export_for_vllm(target: Target, output: Path, rank: int | None = None) -> VllmAdapter:
@@ -137,6 +146,7 @@ def export_for_vllm(target: Target, output: Path, rank: int | None = None) -> Vl
             output=str(output),
             rank=largest,
             max_lora_rank=next(one for one in RANKS if one >= largest),
+            trained_beside=target.quantization if target.stored is None else None,
             residuals=residuals,
             approximated=approximated,
             bytes=sum(path.stat().st_size for path in folder.iterdir()),

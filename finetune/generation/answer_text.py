@@ -13,7 +13,8 @@ UNFINISHED = "\ufffd"
 class AnswerText:
     """The text of an answer, which ends before the first of the texts in `stop`.
 
-    Its pieces together are what the tokenizer makes of all tokens at once, without special tokens.
+    Its pieces together are what the tokenizer makes of all tokens at once, without special tokens. Where some
+    bytes are no character, SentencePiece's tokenizers give up whole ones beside them, too; here those stay.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str] = ()):
@@ -38,7 +39,8 @@ class AnswerText:
         now = text_of(self.ids[self._known :], self._tokenizer)
         if len(now) <= len(before) or now.endswith(UNFINISHED):
             return ""
-        self._text += now[len(before) :]
+        alone = not now.startswith(before)  # what was whole before isn't any more
+        self._text += text_of(self.ids[self._decoded :], self._tokenizer) if alone else now[len(before) :]
         self._known, self._decoded = self._decoded, len(self.ids)
         return self._take(self._held())
 
@@ -49,6 +51,8 @@ class AnswerText:
         whole = text_of(self.ids, self._tokenizer)
         if whole.startswith(self.text):
             self._text = whole
+        else:
+            self._text += text_of(self.ids[self._decoded :], self._tokenizer)
         return self._take(0)
 
     def _take(self, held: int) -> str:

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from data_prep.chat.rendering import end_of_turn_ids
 from data_prep.text import cut
 from finetune.errors import ModelError
-from finetune.generation.generate import causal_model
+from finetune.generation.model import causal_model
 from finetune.models.bases.folder import read_json
 
 FILE = "generation_config.json"

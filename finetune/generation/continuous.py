@@ -1,33 +1,34 @@
-"""Continuous batching: answers to many requests, of any adapter of one base, whose rows join and leave
-between tokens. Yu et al. 2022 (Orca, OSDI).
+"""Continuous batching, by which all answers are made: to many requests, of any adapter of one base, whose
+rows join and leave between tokens. Yu et al. 2022 (Orca, OSDI).
 
 In a step, each row that is being answered gives its newest token, and rows that join give their prompts, in
-pieces; all lie in one row of tokens (row_cache.py). A prompt that begins as an earlier text of the same
-adapter takes over its keys and values. What a row's answer is doesn't depend on the others: greedy ones are
-those of `generate` in float32, drawn ones have generators of their own.
+pieces; all lie in one row of tokens (row_cache.py). A prompt that begins as another text of the same adapter
+takes over its keys and values. What a row's answer is doesn't depend on the others: greedy ones are those of
+transformers' own generation in float32, drawn ones have generators of their own.
 
 Shapes: B rows, T tokens of a step, V tokens of the vocabulary.
 """
 
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-import psutil
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from finetune.errors import FinetuneError, ModelError
+from finetune.engines.sharded import group_of
+from finetune.errors import FinetuneError
 from finetune.generation.answer_text import AnswerText
-from finetune.generation.generate import answer_room, causal_model
+from finetune.generation.model import answer_room, causal_model
 from finetune.generation.request import Finish, Piece, Request, TokenLogprob
-from finetune.generation.row_cache import BY_ROW, RowCache, Span
-from finetune.generation.sampling import likeliest_tokens, with_gumbel_noise
-from finetune.models.adapters.by_token import AdapterByToken, Segment
-from finetune.models.architectures import family_names, family_of
+from finetune.generation.row_cache import BY_ROW, RowPlace, Shelf, Shelves, Span, Spans, tokens_in_memory
+from finetune.generation.sampling import next_tokens
+from finetune.models.adapters.by_token import AdapterByToken, Segment, refuse_own_tokens
+from finetune.models.architectures import family_of
 from finetune.models.kernels.noise import seed_of
 from finetune.models.kernels.rope import looks_at_length
 
@@ -35,10 +36,7 @@ PREFILL_TOKENS = 512
 """Of prompts in one step: rows that are being answered wait no longer for those that join."""
 LEAST_SHARED_TOKENS = 16
 """A beginning that is taken over from another row."""
-KEPT_TEXTS = 32
-"""Of earlier answers, whose keys and values are kept for prompts that begin alike."""
-MEMORY_FRACTION = 0.5
-"""Of the memory that is free at the start, for keys and values."""
+NO_BOUND = 1 << 60
 
 
 @dataclass(eq=False)
@@ -51,9 +49,9 @@ class _Row:
     """The prompt and the answer so far."""
     text: AnswerText
     generator: torch.Generator
-    cache: RowCache = field(default_factory=RowCache)
+    place: RowPlace
     computed: int = 0
-    """Of how many tokens the cache has keys and values."""
+    """Of how many tokens there are keys and values."""
     reused: int = 0
 
     @property
@@ -69,30 +67,41 @@ class ContinuousBatch:
     """Answers requests on one model, a step at a time. Only one thread may call it; `check` is
     everybody's."""
 
-    def __init__(self, model: PreTrainedModel, *, rows: int = 32, batches: int = 1):
-        """The model is the batch's from now on. `rows` are answered at a time; others wait. `batches` share
-        the memory that is there for keys and values.
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        rows: int = 32,
+        batches: int = 1,
+        kept_texts: int = 0,
+        router: AdapterByToken | None = None,
+    ):
+        """`rows` are answered at a time; others wait. `batches` share the memory that is there for keys and
+        values, and those of so many earlier texts are kept for prompts that begin alike. With a `router`
+        each request goes through its speaker's adapter; without one all go through the model as it is.
 
-        Raises ModelError for a model of another family than those that are supported: its attention may ask
-        for more than is computed here.
+        The model must be in eval mode. Between two steps it is as it was: it may train, or answer another
+        batch. Where it is cut up among processes, each of them has a batch, and they make their steps
+        together, for as long as `goes_on`. A model of a family that isn't supported, whose attention may be
+        another than is computed here, answers one row at a time, computing its whole text for each token.
+        Raises ModelError for an adapter that puts tokens of its own before a text.
         """
-        self.model = model.eval()
-        self._model = causal_model(model)
-        self._router = AdapterByToken(model) if isinstance(model, PeftModel) else None
-        self._model.set_attn_implementation(BY_ROW)
+        if isinstance(model, PeftModel):
+            refuse_own_tokens(model)
+        self.model, self._model = model, causal_model(model)
+        self._router, self._group = router, group_of(model)
         config = self._model.config
-        self._by_length = looks_at_length(config)
         family = family_of(config.model_type)
-        if family is None:
-            raise ModelError(
-                f"models of type {config.model_type} are not answered in batches whose rows join and leave; "
-                f"those are {family_names()}."
-            )
-        switches = self._by_length and family.recomputes_keys
+        self._keeps = family is not None
+        self._by_length = looks_at_length(config)
+        switches = self._by_length and family is not None and family.recomputes_keys
         self._switch = int(config.original_max_position_embeddings) + 1 if switches else None
-        self.most_rows, self.most_tokens = rows, _tokens_in_memory(self._model, batches)
+        self.most_rows = rows if self._keeps else 1
+        most_tokens = tokens_in_memory(self._model, batches) if self._keeps else NO_BOUND
+        self._shelves = Shelves(most_tokens, rows)
         self._waiting: deque[Request] = deque()
         self._rows: list[_Row] = []
+        self._most_kept = 0 if self._by_length or not self._keeps else kept_texts
         self._kept: OrderedDict[int, _Row] = OrderedDict()
         self._numbers = itertools.count()
 
@@ -111,14 +120,21 @@ class ContinuousBatch:
         """Whether a step would do something."""
         return bool(self._rows or self._waiting)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a step would do something, here or in a process that makes its steps with this one. All of
+        them must ask."""
+        return self._group.any(self.busy)
+
     def check(self, request: Request) -> None:
         """Raises FinetuneError for a request that can't be answered: one whose prompt is empty, or leaves no
         position for an answer, or that memory has no room for."""
         need = self._need(request)
-        if need > self.most_tokens:
+        most = self._shelves.most_tokens
+        if need > most:
             raise FinetuneError(
                 f"the prompt and its answer may have {need:,} tokens, and memory has room for the keys and "
-                f"values of {self.most_tokens:,}: shorten it, or ask for a shorter answer."
+                f"values of {most:,}: shorten it, or ask for a shorter answer."
             )
 
     def add(self, request: Request) -> None:
@@ -130,76 +146,82 @@ class ContinuousBatch:
         """Forget a request; nothing for one that is answered or unknown."""
         if request in self._waiting:
             self._waiting.remove(request)
-        self._rows = [row for row in self._rows if row.request is not request]
+        for row in [row for row in self._rows if row.request is request]:
+            self._leave(row)
 
     def clear(self) -> list[Request]:
         """Forget everything, as after an error in a step; the requests that are lost."""
         lost = [*(row.request for row in self._rows), *self._waiting]
         self._rows, self._waiting = [], deque()
         self._kept.clear()
+        self._shelves = Shelves(self._shelves.most_tokens, self.most_rows)
         return lost
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step(self) -> list[Piece]:
         """Compute the next token of each row; what was added to the answers."""
         self._admit()
         work = self._work()
         if not work:
+            if self._group.world_size > 1:
+                self._compute_nothing()
             return []
         ready = [row for row, count in work if row.computed + count == len(row.tokens)]
         scores = self._scores(work, ready)
-        greedy = scores.argmax(dim=-1).tolist() if ready else []
-        pieces = [
-            self._advance(row, own, token) for row, own, token in zip(ready, scores, greedy, strict=True)
+        if not ready:
+            return []
+        tokens = next_tokens(scores, [row.request for row in ready], [row.generator for row in ready])
+        return [
+            self._advance(row, own, *token) for row, own, token in zip(ready, scores, tokens, strict=True)
         ]
-        self._rows = [row for row in self._rows if row.room > 0]
-        return pieces
 
     # --- Which rows take part
 
     def _admit(self) -> None:
         """Let waiting requests join, in their order, while there are rows and memory for them."""
-        reserved = sum(self._need(row.request) for row in self._rows)
+        taken = len(self._rows)
         for request in list(self._waiting):
-            need = self._need(request)
-            if len(self._rows) == self.most_rows or reserved + need > self.most_tokens:
+            if taken == self.most_rows:
                 break
-            row = self._begun(request)
-            if row is not None:
-                reserved += need
-                self._rows.append(row)
-                self._waiting.remove(request)
-        self._forget(reserved)
+            source, shared, coming = self._beginning(request)
+            taken += 1
+            if coming - shared >= LEAST_SHARED_TOKENS:
+                continue  # its row is kept for it, until another has computed what it begins with
+            place = self._place(self._need(request))
+            if place is None:
+                break
+            self._rows.append(self._begun(request, place, source, shared))
+            self._waiting.remove(request)
 
-    def _begun(self, request: Request) -> _Row | None:
-        """A row for a request, with what another has computed of its prompt; None where another is about
-        to."""
-        speaker = request.speaker
-        seed = seed_of(request.seed, list(request.prompt), request.index)
+    def _beginning(self, request: Request) -> tuple[_Row | None, int, int]:
+        """The row that has computed most of the prompt's first tokens, how many, and how many of them another
+        is about to compute."""
+        source, shared, coming = None, 0, 0
+        if self._by_length or not self._keeps:  # keys depend on the length of the whole
+            return source, shared, coming
+        prompt = list(request.prompt)
+        for other in (*self._kept.values(), *self._rows):
+            if other.request.speaker is request.speaker:
+                # At least the last one is computed: it gives the first token of the answer.
+                same = _same_beginning(prompt, other.tokens, len(prompt) - 1)
+                if min(same, other.computed) > shared:
+                    source, shared = other, min(same, other.computed)
+                if other.pending > 1:
+                    coming = max(coming, same)
+        return source, shared, coming
+
+    def _begun(self, request: Request, place: RowPlace, source: _Row | None, shared: int) -> _Row:
         row = _Row(
             request,
             answer_room(self._model, request.prompt, request.max_new_tokens),
             list(request.prompt),
-            AnswerText(speaker.tokenizer, request.stop),
-            torch.Generator(self._model.device).manual_seed(seed),
+            AnswerText(request.speaker.tokenizer, request.stop),
+            torch.Generator().manual_seed(seed_of(request.seed, list(request.prompt), request.index)),
+            place,
         )
-        if self._by_length:  # keys depend on the length of the whole
-            return row
-        others = [
-            (_shared(row.tokens, other.tokens[: len(row.tokens) - 1]), other)
-            for other in (*self._kept.values(), *self._rows)
-            if other.request.speaker is speaker
-        ]
-        there, source = max(
-            ((min(shared, other.computed), other) for shared, other in others),
-            key=lambda found: found[0],
-            default=(0, row),
-        )
-        coming = max((shared for shared, other in others if other.pending > 1), default=0)
-        if coming - there >= LEAST_SHARED_TOKENS:
-            return None
-        if there >= LEAST_SHARED_TOKENS:
-            row.cache, row.computed, row.reused = source.cache.beginning(there), there, there
+        if source is not None and shared >= LEAST_SHARED_TOKENS:
+            place.take_over(source.place, shared)
+            row.computed = row.reused = shared
         return row
 
     def _work(self) -> list[tuple[_Row, int]]:
@@ -222,7 +244,13 @@ class ContinuousBatch:
 
     def _scores(self, work: Sequence[tuple[_Row, int]], ready: Sequence[_Row]) -> torch.Tensor:
         """The logits (B x V) behind the last token of each row that is ready, in float32."""
-        device = self._model.device
+        if not self._keeps:
+            ((row, _),) = work
+            whole = self._model(
+                input_ids=torch.tensor([row.tokens], device=self._model.device), use_cache=False
+            )
+            row.computed = len(row.tokens) - 1
+            return whole.logits[:, -1].float()
         tokens: list[int] = []
         positions: list[int] = []
         spans, last = [], []
@@ -230,36 +258,51 @@ class ContinuousBatch:
             first, start = len(tokens), row.computed
             tokens += row.tokens[start : start + count]
             positions += range(start, start + count)
-            spans.append(Span(row.cache, first, len(tokens), start))
+            spans.append(Span(row.place, first, len(tokens), start))
             row.computed += count
             if row.pending == 0:
                 last.append(len(tokens) - 1)
         if self._router is not None:
             self._router.route(_segments(work), _segments([(row, 1) for row in ready]))
-        found: Any = self._model(
-            input_ids=torch.tensor([tokens], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            logits_to_keep=torch.tensor(last, dtype=torch.long, device=device),
-            use_cache=False,
-            spans=spans,
-        )
+        return self._logits(tokens, positions, last, spans)
+
+    def _logits(
+        self, tokens: Sequence[int], positions: Sequence[int], last: Sequence[int], spans: Sequence[Span]
+    ) -> torch.Tensor:
+        device = self._model.device
+        with _attention(self._model.config):
+            found: Any = self._model(
+                input_ids=torch.tensor([tokens], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                logits_to_keep=torch.tensor(last, dtype=torch.long, device=device),
+                use_cache=False,
+                spans=Spans(spans, device),
+            )
         return found.logits[0].float()
+
+    def _compute_nothing(self) -> None:
+        """Call the model where other processes do, each of which holds a share of it."""
+        if self._keeps:
+            shelf = Shelf(1, 1)
+            shelf.free.clear()
+            self._logits([0], [0], [0], [Span(RowPlace(shelf, 0), 0, 1, 0)])
+        else:
+            self._model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self._model.device))
 
     # --- One answer
 
-    def _advance(self, row: _Row, scores: torch.Tensor, greedy: int) -> Piece:
-        """Take the next token of a row, of which these are the logits (V)."""
+    def _advance(self, row: _Row, scores: torch.Tensor, token: int, drawn_logprob: float | None) -> Piece:
+        """Give a row its next token, which was taken by these logits (V)."""
         request = row.request
-        token = greedy if request.temperature == 0 else _drawn(scores, request, row.generator)
         row.tokens.append(token)
         text = row.text.add(token)
         finish = self._finish(row, token)
         if finish is not None:
             text += row.text.finish()
-            row.room = 0
             self._keep(row)
+            self._leave(row)
         logprob = None if request.logprobs is None else _logprob(scores, token, request.logprobs)
-        return Piece(request, text, row.made, row.reused, logprob, finish)
+        return Piece(request, token, text, row.made, row.reused, drawn_logprob, logprob, finish)
 
     def _finish(self, row: _Row, token: int) -> Finish | None:
         if row.text.stopped or token in row.request.speaker.ends:
@@ -271,15 +314,53 @@ class ContinuousBatch:
     def _need(self, request: Request) -> int:
         return len(request.prompt) + answer_room(self._model, request.prompt, request.max_new_tokens)
 
-    def _keep(self, row: _Row) -> None:
-        if not self._by_length and row.computed >= LEAST_SHARED_TOKENS:
-            self._kept[next(self._numbers)] = row
+    def _place(self, tokens: int) -> RowPlace | None:
+        """A place for a row, for which the oldest texts that are kept are given up; None where those that are
+        being answered need all memory."""
+        place = self._shelves.take(tokens)
+        while place is None and self._kept:
+            self._shelves.give_back(self._kept.popitem(last=False)[1].place)
+            place = self._shelves.take(tokens)
+        return place
 
-    def _forget(self, reserved: int) -> None:
-        """Give up the oldest texts that are kept where there are too many, or rows need their memory."""
-        held = sum(row.computed for row in self._kept.values())
-        while self._kept and (len(self._kept) > KEPT_TEXTS or held + reserved > self.most_tokens):
-            held -= self._kept.popitem(last=False)[1].computed
+    def _leave(self, row: _Row) -> None:
+        self._rows.remove(row)
+        self._shelves.give_back(row.place)
+        if not self._waiting:
+            self._close_gap(row.place)
+
+    def _close_gap(self, gap: RowPlace) -> None:
+        """Let the last row of a shelf have a place that nobody waits for: attention is computed for all up to
+        the last."""
+        beside = [row for row in self._rows if row.place.shelf is gap.shelf]
+        last = max(beside, key=lambda row: row.place.number, default=None)
+        if last is not None and last.place.number > gap.number:
+            gap.take_over(last.place, last.computed)
+            gap.shelf.free.remove(gap.number)
+            gap.shelf.free.add(last.place.number)
+            last.place = gap
+
+    def _keep(self, row: _Row) -> None:
+        """Keep a text that is answered, where there is room, for prompts that begin as it does."""
+        if row.computed < LEAST_SHARED_TOKENS or not self._most_kept:
+            return
+        if len(self._kept) == self._most_kept:
+            self._shelves.give_back(self._kept.popitem(last=False)[1].place)
+        place = self._shelves.take_alone(row.computed)
+        if place is not None:
+            place.take_over(row.place, row.computed)
+            self._kept[next(self._numbers)] = replace(row, place=place)
+
+
+@contextmanager
+def _attention(config: Any) -> Iterator[None]:
+    """Attention by row while this lasts."""
+    own = config._attn_implementation
+    config._attn_implementation = BY_ROW
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
 
 
 def _adapter_name(work: tuple[_Row, int]) -> str:
@@ -300,30 +381,15 @@ def _segments(work: Sequence[tuple[_Row, int]]) -> list[Segment]:
     return found
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many first tokens are the same."""
-    return next(
-        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
-        min(len(one), len(other)),
-    )
-
-
-def _drawn(scores: torch.Tensor, request: Request, generator: torch.Generator) -> int:
-    if request.top_p < 1:
-        scores = likeliest_tokens(scores, request.temperature, request.top_p)
-    return int(with_gumbel_noise(scores[None], request.temperature, [generator]).argmax())
+def _same_beginning(one: Sequence[int], other: Sequence[int], most: int) -> int:
+    """How many first tokens are the same, of at most so many."""
+    most = min(most, len(other))
+    if one[:most] == other[:most]:
+        return most
+    return next(place for place in range(most) if one[place] != other[place])
 
 
 def _logprob(scores: torch.Tensor, token: int, count: int) -> TokenLogprob:
     found = scores.log_softmax(dim=-1)
     values, ids = found.topk(count)
     return TokenLogprob(token, float(found[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
-
-
-def _tokens_in_memory(model: Any, batches: int) -> int:
-    """How many tokens' keys and values memory has room for, where so many batches share it."""
-    config, device = model.config, model.device
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * width * model.dtype.itemsize
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return int(free * MEMORY_FRACTION / batches) // per_token

@@ -13,7 +13,8 @@ Finish = Literal["stop", "length"]
 
 
 class Speaker:
-    """What answers: an adapter of the base, None for the base alone, and its tokenizer."""
+    """What answers: an adapter of the base, None for the base alone, and its tokenizer. A batch whose model
+    has one adapter, or none, has it answer as it is, and is told None."""
 
     def __init__(self, adapter: str | None, tokenizer: PreTrainedTokenizerFast):
         self.adapter, self.tokenizer = adapter, tokenizer
@@ -30,6 +31,11 @@ class Request:
     temperature: float = 0.0
     """0 takes the likeliest token."""
     top_p: float = 1.0
+    """Of the likeliest tokens, the share of probability that they have together; 1 draws from all."""
+    top_k: int = 0
+    """Of how many of the likeliest tokens one is drawn; 0 draws from all."""
+    min_p: float = 0.0
+    """The share of the likeliest token's probability that a token must have; 0 draws from all."""
     seed: int = 0
     index: int = 0
     """How often the same prompt was asked before with this seed: each answer is drawn anew."""
@@ -55,10 +61,14 @@ class Piece:
     """What a step added to an answer."""
 
     request: Request
+    token: int
     text: str
     tokens: int
     """In all so far."""
     reused_tokens: int
     """Of the prompt, whose keys and values were there."""
+    drawn_logprob: float | None = None
+    """ln of the token's probability at the temperature at which it was drawn, of all tokens, whatever top_p,
+    top_k and min_p left out; None at temperature 0."""
     logprob: TokenLogprob | None = None
     finish: Finish | None = None

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.tokenizers.tokens import check_ids
@@ -14,6 +15,7 @@ from finetune.generation.continuous import ContinuousBatch
 from finetune.generation.loading import ModelTarget, load_adapted, tokenizer_of, unchanged_base
 from finetune.generation.request import Speaker
 from finetune.models.adapters.adapter import load_adapter
+from finetune.models.adapters.by_token import AdapterByToken
 from finetune.models.adapters.config_file import LORA
 from finetune.models.adapters.fit import saved_vocabulary
 from finetune.models.adapters.side_by_side import Changes, changes_of, comes_last, go_together
@@ -21,6 +23,9 @@ from finetune.models.bases.folder import read_adapter_config, read_config
 from finetune.models.bases.locate import Base
 from finetune.models.device import choose_device
 from finetune.models.quantization import is_quantized
+
+KEPT_TEXTS = 32
+"""Of earlier answers, whose keys and values are kept for prompts that begin alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +66,14 @@ def load_speakers(
     groups, batches = _groups(parts), dict[_Part, ContinuousBatch]()
     # All are loaded before it is seen how much memory is left for keys and values.
     for group, model in [(group, _loaded(group, dtype)) for group in groups]:
-        batches |= dict.fromkeys(group, ContinuousBatch(model, rows=rows, batches=len(groups)))
+        batch = ContinuousBatch(
+            model,
+            rows=rows,
+            batches=len(groups),
+            kept_texts=KEPT_TEXTS,
+            router=AdapterByToken(model) if len(group) > 1 and isinstance(model, PeftModel) else None,
+        )
+        batches |= dict.fromkeys(group, batch)
     return [(batches[part], Speaker(part.name, part.tokenizer)) for part in parts]
 
 
@@ -104,4 +116,4 @@ def _loaded(parts: Sequence[_Part], dtype: torch.dtype) -> Any:
         if part.target.adapter is not None:
             model = load_adapter(model, part.target.adapter, name=part.name or "")
         check_ids(part.tokenizer, model.get_input_embeddings().weight.shape[0])
-    return model if is_quantized(model) else model.to(choose_device())
+    return (model if is_quantized(model) else model.to(choose_device())).eval()

@@ -6,7 +6,6 @@ Its first lines are metadata that the hub reads; see https://huggingface.co/docs
 
 import io
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from data_prep.config import HubSource
 from data_prep.secrets import scrubbed
 from data_prep.text import shown
 from finetune.errors import ModelError, library_refusals
-from finetune.hub.result import CARD, Result
+from finetune.hub.result import Result
+from finetune.models.bases.card import CARD, FRONT_MATTER
+from finetune.models.bases.folder import read_config
 from finetune.models.bases.hub import is_hub_id
 from finetune.recipe.lock import Lock
 from finetune.runs.compare import UNROUNDED_LOSS
 
-FRONT_MATTER = re.compile(r"\A---\n(.*?\n)?---(\n|\Z)", re.DOTALL)
 Licences = Callable[[str, str], str | None]
 """The licence of a repository of the hub, by kind (model, dataset) and name; None where it says none."""
 
@@ -89,6 +89,8 @@ def data_sets(lock: Lock) -> list[str]:
 def _metadata(result: Result, licences: Licences) -> dict[str, Any]:
     base, classifies = base_of(result), _classifies(result)
     relation = {"adapter": "adapter", "gguf": "quantized"}.get(result.kind, "finetune")
+    if result.kind == "model" and read_config(result.folder).get("quantization_config"):
+        relation = "quantized"
     on_hub = base.get("kind") == "hub"
     licence = licences("model", base["name"]) if on_hub else None
     return {

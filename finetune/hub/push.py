@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from data_prep.sources.hub import hub_token
 from finetune.errors import CheckFailed, ModelError
 from finetune.hub.card import base_of, card_of
-from finetune.hub.result import CARD, Result, read_result
+from finetune.hub.result import Result, read_result
+from finetune.models.bases.card import CARD
 from finetune.models.bases.hashes import remembered_sha256
 from finetune.models.bases.hub import is_hub_id, refusal
 

@@ -1,5 +1,6 @@
 """What can be put on the hub: the files of a result, and what is recorded of it. Loads no torch."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from data_prep.secrets import secret_in
 from finetune.errors import ModelError, library_refusals
 from finetune.extras import is_installed
 from finetune.merging.output import VERIFICATION_FILE, failed_name, partial_name
+from finetune.models.bases.card import CARD
 from finetune.models.bases.folder import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -25,13 +27,12 @@ from finetune.runs.folder import ADAPTER_NOTES, RunFolder, is_run
 from finetune.runs.target import resolve_target
 
 GGUF = ".gguf"
-CARD = "README.md"
 EXPORT_RECORD = "export.json"
 OF_A_RESULT = (".safetensors", GGUF, ".json", ".jinja", ".model")
 """Files that a result consists of."""
 ABSOLUTE = re.compile(r'"(/[^"\n]+)"')
 WEIGHTS_OR_VOCABULARY = (".safetensors", GGUF, ".model", ".bin")
-"""Files that aren't looked through for secrets: numbers, and, like tokenizer.json, words of a vocabulary."""
+"""Files that aren't looked through for secrets: numbers, and words of a vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,24 @@ def _names_folders(path: Path) -> bool:
     return any(Path(text).exists() for text in texts)
 
 
+def _beside_the_vocabulary(tokenizer: Path) -> str:
+    """What a person may have written into tokenizer.json: tokens that were added, and how texts are cut."""
+    parts = read_json(tokenizer)
+    model = parts.get("model")
+    if isinstance(model, dict):
+        parts["model"] = {name: part for name, part in model.items() if name not in ("vocab", "merges")}
+    return json.dumps(parts, ensure_ascii=False)
+
+
 def _refuse_secret(path: Path) -> None:
     """Raises ModelError where a file holds what must not be published."""
-    if path.suffix in WEIGHTS_OR_VOCABULARY or path.name == "tokenizer.json":
+    if path.suffix in WEIGHTS_OR_VOCABULARY:
         return
-    found = secret_in(path.read_text(encoding="utf-8", errors="replace"))
+    if path.name == "tokenizer.json":
+        text = _beside_the_vocabulary(path)
+    else:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    found = secret_in(text)
     if found is not None:
         raise ModelError(
             f"{path} holds a secret ({found}), and everybody could read it on the hub: remove it there, and "

@@ -24,6 +24,7 @@ from finetune.merging.rounding.request import RoundingRequest
 from finetune.merging.verification.left import UpdateLeft
 from finetune.merging.verification.rows import goes_through_template, verification_documents
 from finetune.merging.verification.tensors import TensorCheck
+from finetune.models.bases.card import licence_in
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import read_config, read_json
 from finetune.models.bases.locate import Base
@@ -127,6 +128,8 @@ class MergeInputs:
             self.tokenizer_sources,
             self.head.generation_of(self.base.folder),
             Path(self.base.identity["name"]).name,
+            self.base.identity["name"] if self.base.identity["kind"] == "hub" else None,
+            licence_in(self.base.folder),
         )
 
     @cached_property

@@ -11,8 +11,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.errors import ModelError
-from finetune.generation.generate import causal_model
 from finetune.generation.loading import load_adapted, tokenizer_of, unchanged_base
+from finetune.generation.model import causal_model
 from finetune.models.bases.config import load_config
 from finetune.models.device import Precision, choose_device
 from finetune.models.kernels.attention import choose_attention

@@ -56,7 +56,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "models": DISK | {"engines", "recipe", "data_prep"},
     "runs": DISK | {"recipe", "models", "data_prep.config"},
     "data": frozenset({"models", "objectives", "recipe", "data_prep"}),
-    "generation": frozenset({"models", "data", "recipe", "data_prep"}),
+    "generation": frozenset({"engines", "models", "data", "recipe", "data_prep"}),
     "evaluation": frozenset({"models", "objectives", "data", "generation", "runs", "scoring", "recipe"})
     | {"data_prep"},
     "planning": frozenset({"recipe", "engines", "models", "data", "data_prep"}),

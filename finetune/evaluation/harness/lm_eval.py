@@ -99,7 +99,7 @@ def harness_model(
 
     from data_prep.chat.chat_templates import rendering_of
     from data_prep.chat.rendering import end_of_turn_ids
-    from finetune.generation.generate import causal_model
+    from finetune.generation.model import causal_model
 
     class OneBos(HFLM):
         """Rolling log-likelihoods put a BOS before each text as what it follows from; one of the text's own

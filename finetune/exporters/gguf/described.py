@@ -51,11 +51,28 @@ def describe(description: Description) -> Described:
     values = {
         "general.type": "model",
         "general.name": description.name,
+        **origin_of(description),
         **{f"{family.gguf.name}.{key}": value for key, value in parameters.values.items()},
         **{f"tokenizer.{key}": value for key, value in vocabulary.values.items()},
     }
     notes = [*parameters.notes, *vocabulary.notes]
     return Described(family, shape, values, parameters.tensors, notes)
+
+
+def origin_of(description: Description) -> dict[str, Any]:
+    """What a file says of the base that it was made from, as far as that is known."""
+    found: dict[str, Any] = {}
+    if description.licence is not None:
+        found["general.license"] = description.licence
+    if description.base is not None:
+        owner, _, name = description.base.rpartition("/")
+        found |= {
+            "general.base_model.count": 1,
+            "general.base_model.0.name": name,
+            "general.base_model.0.organization": owner,
+            "general.base_model.0.repo_url": f"https://huggingface.co/{description.base}",
+        }
+    return found
 
 
 def put(writer: Any, key: str, value: Any) -> None:

@@ -31,17 +31,20 @@ class Segment(NamedTuple):
     end: int
 
 
+def refuse_own_tokens(model: PeftModel) -> None:
+    """Raises ModelError for adapters that put tokens of their own before a text."""
+    for config in model.peft_config.values():
+        if config.is_prompt_learning:
+            raise ModelError(
+                f"adapters of type {config.peft_type!s} put tokens of their own before each text, which no "
+                "answer here is made with: take an adapter of another type."
+            )
+
+
 class AdapterByToken:
     """The layers of a peft model, told which adapter each token goes through."""
 
     def __init__(self, model: PeftModel):
-        """Raises ModelError for adapters that put tokens of their own before a text."""
-        for config in model.peft_config.values():
-            if config.is_prompt_learning:
-                raise ModelError(
-                    f"adapters of type {config.peft_type!s} put tokens of their own before each text, and "
-                    "can't be one of several in a batch: merge it (finetune merge), and name the result."
-                )
         self._tokens: Sequence[Segment] = ()
         self._answers: Sequence[Segment] = ()
         base: Any = model.get_base_model()

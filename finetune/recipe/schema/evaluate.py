@@ -17,7 +17,7 @@ class EvaluateSection(Section):
     """How answers are generated and scored."""
 
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Prompts generated at once, and rows a forward pass when the loss is measured after training."""
+    """Prompts answered at a time, and rows a forward pass when the loss is measured after training."""
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
     """The longest answer."""

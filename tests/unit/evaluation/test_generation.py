@@ -49,7 +49,7 @@ def streamed(pieces: Generator[str, None, str | None]) -> tuple[list[str], str |
 def test_batched_answers_equal_single_ones(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
 ) -> None:
-    """Left padding, batches and their order change no answer."""
+    """Batches and their order change no answer."""
     single = [generate(model, tokenizer, [prompt], max_new_tokens=24, batch_size=1)[0] for prompt in prompts]
     assert len(set(single)) > 1
     for batch_size in (2, 5, 64):
@@ -208,7 +208,7 @@ def test_streamed_pieces_join_to_the_answer(
     assert model.training
 
 
-def test_an_error_in_the_thread_is_raised_to_the_reader(
+def test_an_error_in_the_model_is_raised_to_the_reader(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """What goes wrong inside the model ends the stream with that error, not with silence."""
@@ -216,16 +216,19 @@ def test_an_error_in_the_thread_is_raised_to_the_reader(
         list(stream(model, tokenizer, [10_000_000], max_new_tokens=4))
 
 
-def test_closing_a_stream_ends_its_generation(
+def test_a_stream_computes_what_is_read(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
 ) -> None:
-    """After the iterator is closed, no thread goes on generating."""
-    import threading
-
+    """Nothing runs while nobody reads, and a stream that is closed leaves the model as it found it."""
+    calls = list[int]()
+    model.model.register_forward_hook(lambda *_: calls.append(1))
+    model.train()
     pieces = stream(model, tokenizer, prompts[0], max_new_tokens=200)
     next(pieces)
+    computed = len(calls)
     pieces.close()
-    assert not any(thread.name == "generation" for thread in threading.enumerate())
+    assert 0 < len(calls) == computed < 200
+    assert model.training
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,15 @@ def test_the_command_is_one_that_a_shell_takes(tiny_base: Path, tmp_path: Path) 
     """Whatever the folders are called."""
     report = export_for_vllm(make_adapter(tiny_base, tmp_path / "adapter"), tmp_path / "my out")
     assert shlex.split(dict(report.lines())["vllm"])[-1] == f"NAME={tmp_path / 'my out'}"
+
+
+def test_a_base_that_was_quantised_in_training_is_named(tiny_base: Path, tmp_path: Path) -> None:
+    """vLLM serves it in 16 bit; of another adapter nothing is said."""
+    target = make_adapter(tiny_base, tmp_path / "adapter")
+    assert len(export_for_vllm(target, tmp_path / "plain").lines()) == 5
+    report = export_for_vllm(replace(target, loaded="nf4", recipe=None), tmp_path / "out")
+    assert "trained beside its base in nf4, and vLLM serves the base in 16 bit" in report.lines()[-1][1]
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["trained_beside"] == "nf4"
 
 
 @pytest.mark.parametrize(

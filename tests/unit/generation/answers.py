@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from data_prep.tokenizers.tokens import text_of
 from finetune.generation.continuous import ContinuousBatch
 from finetune.generation.generate import generate
 from finetune.generation.request import Piece, Request
+from tests.support.oracle import transformers_ids
 
 TOKENS = 24
 
@@ -49,7 +51,15 @@ def texts(answers: Sequence[Sequence[Piece]]) -> list[str]:
     return ["".join(piece.text for piece in pieces) for pieces in answers]
 
 
-def generated(model: Any, tokenizer: PreTrainedTokenizerFast, prompts: Any, **options: Any) -> list[str]:
-    """What `generate` answers, one prompt at a time."""
+def expected_texts(
+    model: Any, tokenizer: PreTrainedTokenizerFast, prompts: Any, max_new_tokens: int = TOKENS
+) -> list[str]:
+    """What transformers answers greedily to each prompt alone."""
+    found = transformers_ids(model.eval(), tokenizer, prompts, max_new_tokens)
+    return [text_of(ids, tokenizer) for ids in found]
+
+
+def drawn_alone(model: Any, tokenizer: PreTrainedTokenizerFast, prompts: Any, **options: Any) -> list[str]:
+    """What `generate` draws, one prompt at a time."""
     settings = {"max_new_tokens": TOKENS, "batch_size": 1} | options
     return [generate(model, tokenizer, [prompt], **settings)[0].text for prompt in prompts]

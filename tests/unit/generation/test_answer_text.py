@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from finetune.generation.answer_text import AnswerText
@@ -50,3 +51,26 @@ def test_the_first_stop_ends_the_text(
     """What only begins like one is given after all."""
     ids = tokenizer("Please send two brass lamps to Ada", add_special_tokens=False)["input_ids"]
     assert "".join(pieces_of(tokenizer, ids, stop)) == expected
+
+
+def of_sentence_piece() -> PreTrainedTokenizerFast:
+    """A tokenizer whose rare characters are bytes, as LLaMA 2's are."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"<unk>": 256, "a": 257}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("ids", "pieces"),
+    [
+        ([*"é€".encode(), 257], ["é", "€", "a"]),
+        # Beside bytes that are no character the tokenizer alone would give up whole ones, too.
+        ([*"é".encode(), *"€".encode()[:2]], ["é", "\ufffd\ufffd"]),
+        ([*"é".encode(), *"€".encode()[:1], 257], ["é", "\ufffda"]),
+    ],
+    ids=["whole", "cut", "broken"],
+)
+def test_whole_characters_stay_beside_broken_ones(ids: list[int], pieces: list[str]) -> None:
+    """Pieces that were given are not taken back, and what is broken is shown."""
+    assert [piece for piece in pieces_of(of_sentence_piece(), ids) if piece] == pieces

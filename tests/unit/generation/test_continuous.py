@@ -8,16 +8,25 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.messages import Message
-from finetune.errors import FinetuneError, ModelError
+from finetune.errors import FinetuneError
 from finetune.generation import continuous
 from finetune.generation.continuous import ContinuousBatch
 from finetune.generation.generate import conversation_ids, generate
 from finetune.generation.request import Request, Speaker
 from finetune.models.adapters.adapter import load_adapter
+from finetune.models.adapters.by_token import AdapterByToken
 from finetune.models.bases.locate import Base
 from finetune.models.load import load_model
 from tests.support.families import LONGROPE, SIZES, save_tiny_family
-from tests.unit.generation.answers import TOKENS, enlarge, enlarged, finished, generated, texts
+from tests.unit.generation.answers import (
+    TOKENS,
+    drawn_alone,
+    enlarge,
+    enlarged,
+    expected_texts,
+    finished,
+    texts,
+)
 
 QUESTIONS = (
     "Hi",
@@ -53,7 +62,7 @@ def test_greedy_answers_are_those_of_generate_whatever_shares_the_batch(
 ) -> None:
     """Rows that begin together, or join others in the middle of their answers, answer as alone."""
     requests = [Request(speaker, prompt, TOKENS) for prompt in prompts]
-    expected = generated(model, speaker.tokenizer, prompts)
+    expected = expected_texts(model, speaker.tokenizer, prompts)
     assert len(set(expected)) > 1
     assert texts(finished(batch, requests, join_every=join_every)) == expected
 
@@ -65,14 +74,14 @@ def test_rows_of_different_adapters_in_one_batch_answer_as_each_alone(
     mixed: Any = enlarged(tiny_base)
     for name, folder in adapters.items():
         mixed = load_adapter(mixed, folder, name=name)
-    batch = ContinuousBatch(mixed, rows=16)
+    batch = ContinuousBatch(mixed, rows=16, router=AdapterByToken(mixed))
     names = [*adapters, None]
     requests = [Request(Speaker(name, tokenizer), prompt, TOKENS) for prompt in prompts[:3] for name in names]
     answers = texts(finished(batch, requests, join_every=1))
     alone = {name: load_adapter(enlarged(tiny_base), folder) for name, folder in adapters.items()}
     alone[None] = enlarged(tiny_base)
     expected = [
-        generated(alone[request.speaker.adapter], tokenizer, [request.prompt])[0] for request in requests
+        expected_texts(alone[request.speaker.adapter], tokenizer, [request.prompt])[0] for request in requests
     ]
     assert len(set(expected)) > len(names)
     assert answers == expected
@@ -88,11 +97,12 @@ def test_a_prompt_in_pieces_beside_a_head_that_was_trained_whole(
     """Steps in which no prompt comes to its end, where the head has nothing to compute."""
     monkeypatch.setattr(continuous, "PREFILL_TOKENS", 4)
     model = load_adapter(enlarged(tiny_base), adapters["whole"], name="whole")
-    expected = generated(
+    expected = expected_texts(
         load_adapter(enlarged(tiny_base), adapters["whole"]), tokenizer, prompts[:1], max_new_tokens=4
     )
     requests = [Request(Speaker(name, tokenizer), prompts[0], 4) for name in ("whole", None)]
-    assert texts(finished(ContinuousBatch(model), requests))[:1] == expected
+    batch = ContinuousBatch(model, router=AdapterByToken(model))
+    assert texts(finished(batch, requests))[:1] == expected
 
 
 DYNAMIC = {
@@ -115,17 +125,22 @@ def test_every_family_answers_as_alone(tmp_path: Path, speaker: Speaker, case: s
     model, own = (enlarge(load_model(base, dtype=torch.float32)) for _ in range(2))
     prompts = [list(range(5 + number, 20 + 2 * number)) for number in range(3)]
     most = min(TOKENS, model.config.max_position_embeddings - 20)
-    expected = generated(model, speaker.tokenizer, prompts, max_new_tokens=most)
+    expected = expected_texts(model, speaker.tokenizer, prompts, max_new_tokens=most)
     assert len(set(expected)) == len(prompts)
     requests = [Request(speaker, prompt, most) for prompt in prompts]
     assert texts(finished(ContinuousBatch(own), requests, join_every=1)) == expected
 
 
-def test_a_family_that_is_not_supported_is_refused() -> None:
-    """Its attention may be another than is computed here."""
-    config = AutoConfig.for_model("gemma2", **SIZES, vocab_size=400)
-    with pytest.raises(ModelError, match=r"models of type gemma2 .* those are llama, "):
-        ContinuousBatch(AutoModelForCausalLM.from_config(config))
+def test_a_family_that_is_not_supported_answers_by_its_own_attention(speaker: Speaker) -> None:
+    """Which may be another than the batch's, as where scores have a bound."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gemma2", **SIZES, head_dim=8, vocab_size=400, attn_logit_softcapping=2.0)
+    model = enlarge(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
+    prompts = [list(range(5 + number, 20 + 2 * number)) for number in range(3)]
+    expected = expected_texts(model, speaker.tokenizer, prompts, 6)
+    assert len(set(expected)) > 1
+    batch = ContinuousBatch(model)
+    assert texts(finished(batch, [Request(speaker, prompt, 6) for prompt in prompts])) == expected
 
 
 def test_a_drawn_answer_depends_on_its_seed_alone(
@@ -135,7 +150,7 @@ def test_a_drawn_answer_depends_on_its_seed_alone(
     drawn = [Request(speaker, prompt, TOKENS, temperature=1.2, seed=3) for prompt in prompts[:2]]
     others = [Request(speaker, prompt, TOKENS, temperature=0.7, top_p=0.8, seed=4) for prompt in prompts]
     answers = texts(finished(batch, [*drawn, *others]))
-    assert answers[:2] == generated(model, speaker.tokenizer, prompts[:2], temperature=1.2, seed=3)
+    assert answers[:2] == drawn_alone(model, speaker.tokenizer, prompts[:2], temperature=1.2, seed=3)
     assert texts(finished(batch, others[::-1], join_every=2))[::-1] == answers[2:]
 
 
@@ -181,6 +196,21 @@ def test_an_answer_ends_after_max_new_tokens(
     assert (len(pieces), pieces[-1].tokens, pieces[-1].finish) == (3, 3, "length")
 
 
+@pytest.mark.parametrize("kept_texts", [0, 2])
+def test_rows_that_end_leave_the_others_as_they_are(
+    model: PreTrainedModel, speaker: Speaker, prompts: list[list[int]], kept_texts: int
+) -> None:
+    """Their places are taken by others of their shelf, and what is kept of them is theirs."""
+    lengths = (3, 9, TOKENS, 6, 12)
+    batch = ContinuousBatch(model.eval(), rows=8, kept_texts=kept_texts)
+    for _ in range(2):
+        asked = zip(prompts, lengths, strict=True)
+        answers = finished(batch, [Request(speaker, prompt, length) for prompt, length in asked])
+        for prompt, length, found in zip(prompts, lengths, texts(answers), strict=True):
+            assert [found] == expected_texts(model, speaker.tokenizer, [prompt], length)
+    assert any(pieces[0].reused_tokens for pieces in answers) == bool(kept_texts)
+
+
 def test_an_answer_ends_at_the_last_position(
     model: PreTrainedModel, batch: ContinuousBatch, speaker: Speaker, prompts: list[list[int]]
 ) -> None:
@@ -188,7 +218,7 @@ def test_an_answer_ends_at_the_last_position(
     prompt = (prompts[2] * 20)[:250]
     (pieces,) = finished(batch, [Request(speaker, prompt, 100)])
     assert (pieces[-1].tokens, pieces[-1].finish) == (6, "length")
-    assert texts([pieces]) == generated(model, speaker.tokenizer, [prompt], max_new_tokens=100)
+    assert texts([pieces]) == expected_texts(model, speaker.tokenizer, [prompt], max_new_tokens=100)
 
 
 def test_a_prompt_that_leaves_no_position_is_refused(batch: ContinuousBatch, speaker: Speaker) -> None:
@@ -239,7 +269,7 @@ def test_a_long_prompt_does_not_change_by_being_computed_in_parts(
     """Beside rows that are being answered."""
     monkeypatch.setattr(continuous, "PREFILL_TOKENS", 7)
     requests = [Request(speaker, prompt, TOKENS) for prompt in prompts]
-    assert texts(finished(batch, requests, join_every=2)) == generated(model, speaker.tokenizer, prompts)
+    assert texts(finished(batch, requests, join_every=2)) == expected_texts(model, speaker.tokenizer, prompts)
 
 
 def test_a_shared_beginning_is_computed_once_for_each_adapter(
@@ -250,14 +280,15 @@ def test_a_shared_beginning_is_computed_once_for_each_adapter(
     system = Message("system", "You sell lamps, and nothing but lamps. " * 3)
     prompts = [conversation_ids([system, Message("user", text)], tokenizer) for text in QUESTIONS[:3]]
     shared = len(conversation_ids([system], tokenizer)) - 8
-    batch = ContinuousBatch(load_adapter(enlarged(tiny_base), adapters["small"], name="small"))
+    model = load_adapter(enlarged(tiny_base), adapters["small"], name="small")
+    batch = ContinuousBatch(model, router=AdapterByToken(model))
     speakers = [Speaker(None, tokenizer), Speaker("small", tokenizer)]
     requests = [Request(speaker, prompt, 8) for prompt in prompts for speaker in speakers]
     answers = finished(batch, requests)
     assert [pieces[0].reused_tokens > shared for pieces in answers] == [False, False, True, True, True, True]
     adapted = load_adapter(enlarged(tiny_base), adapters["small"])
     for model, own in ((enlarged(tiny_base), answers[::2]), (adapted, answers[1::2])):
-        assert texts(own) == generated(model, tokenizer, prompts, max_new_tokens=8)
+        assert texts(own) == expected_texts(model, tokenizer, prompts, max_new_tokens=8)
 
 
 def test_log_probabilities_are_the_models_own(
@@ -279,7 +310,7 @@ def test_a_request_that_memory_has_no_room_for_is_refused(
     batch: ContinuousBatch, speaker: Speaker, prompts: list[list[int]]
 ) -> None:
     """And others wait until those before them are done."""
-    batch.most_tokens = 2 * (len(prompts[0]) + 8)
+    batch._shelves.most_tokens = 2 * (len(prompts[0]) + 8)
     with pytest.raises(FinetuneError, match="memory has room for the keys and values of"):
         batch.add(Request(speaker, prompts[0], 100))
     for _ in range(3):

@@ -13,6 +13,7 @@ from peft import AutoPeftModelForCausalLM
 
 import finetune
 from finetune.errors import CheckpointError, FinetuneError, ModelError
+from finetune.hub.result import read_result
 from finetune.run import Run
 from tests.support.adapters import make_adapter
 from tests.support.cli import FinetuneHere
@@ -179,6 +180,22 @@ def test_a_secret_is_never_uploaded(hub: Hub, run: Run, tmp_path: Path) -> None:
     assert hub.asked == []
 
 
+def test_a_secret_among_the_tokenizer_s_tokens_is_never_uploaded(hub: Hub, run: Run, tmp_path: Path) -> None:
+    """One that was added; words of the vocabulary are no secrets, whatever they look like."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(run.adapter, folder)
+    file = folder / "tokenizer.json"
+    parts = json.loads(file.read_text())
+    parts["model"]["vocab"] |= {TOKEN: len(parts["model"]["vocab"])}
+    file.write_text(json.dumps(parts))
+    assert file in read_result(str(folder)).files
+    parts["added_tokens"][0]["content"] = f"<{TOKEN}>"
+    file.write_text(json.dumps(parts))
+    with pytest.raises(ModelError, match=r"tokenizer.json holds a secret \(the value of HF_TOKEN\)"):
+        finetune.push(folder, NAME)
+    assert hub.asked == []
+
+
 @pytest.mark.parametrize(
     ("made", "name", "error", "expected"),
     [
@@ -297,6 +314,17 @@ def test_an_export_has_its_base_in_the_card_and_no_folders(hub: Hub, tiny_base: 
     card = ModelCard(hub.model(f"{NAME}-gguf").files[README].decode())
     assert (card.data.base_model, card.data.license) == ("me/tiny", "llama3.2")
     assert card.data.base_model_relation == "quantized"
+
+
+def test_a_quantised_folder_is_said_to_be_one(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+    """And is loaded by transformers, which reads such folders."""
+    pytest.importorskip("compressed_tensors")
+    hub.add("me/tiny", tiny_base, licence="llama3.2")
+    options = {"format": "compressed", "quantize": "fp8", "verify": "none"}
+    finetune.export("me/tiny", tmp_path / "exported", **options)
+    finetune.push(tmp_path / "exported", f"{NAME}-fp8")
+    card = ModelCard(hub.model(f"{NAME}-fp8").files[README].decode())
+    assert (card.data.base_model_relation, card.data.library_name) == ("quantized", "transformers")
 
 
 @pytest.mark.parametrize(("name", "expected"), [("tiny", "is no repository's name"), (NAME, "does not know")])

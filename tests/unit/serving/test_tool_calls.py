@@ -69,8 +69,8 @@ def test_arguments_come_as_json_once(arguments: str, expected: str) -> None:
 def written(answer: str, speaker: Speaker, finish: Any = "stop") -> tuple[Writer, list[bytes]]:
     request = Request(speaker, [1], 9)
     writer = Writer("m", [request], chat=True, calls=TAGGED)
-    first = writer.events(Piece(request, answer[:3], 1, 0))
-    return writer, [*first, *writer.events(Piece(request, answer[3:], 2, 0, finish=finish))]
+    first = writer.events(Piece(request, 5, answer[:3], 1, 0))
+    return writer, [*first, *writer.events(Piece(request, 5, answer[3:], 2, 0, finish=finish))]
 
 
 def test_an_answer_that_calls_a_tool(served: Running) -> None:
