@@ -21,7 +21,7 @@ from finetune.evaluation.predictions import OnProgress, answer_questions
 from finetune.evaluation.sandbox.programs import run_answers
 from finetune.generation.base_options import unused_options
 from finetune.generation.generate import cut_notes
-from finetune.generation.model finetune.models.kernels.rope.py import positions_of
+from finetune.generation.model import positions_of
 from finetune.objectives import objective_of
 from finetune.objectives.pairs import PairObjective
 from finetune.recipe.schema import Recipe
