@@ -12,7 +12,7 @@ from data_prep.config import CHAT_TEMPLATES, is_template_text, problem_with_name
 from data_prep.files import Use, problem_with
 from finetune.recipe.reading.tree import SOURCE_LISTS, Diagnostic, Location, Node, finding_at
 from finetune.recipe.reading.variables import expanded
-from finetune.recipe.schema.objective import REFERENCE, REFERENCES
+from finetune.recipe.schema.objective import BASE, REFERENCE, REFERENCES, TEACHER
 
 # What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none
 # ends in .git.
@@ -42,6 +42,8 @@ def resolve_paths(tree: Node) -> tuple[Node, list[Diagnostic], dict[Location, li
         tree = _resolve_adapter(
             tree, REFERENCE, findings, words=f"; expected {', '.join(REFERENCES)}, or one"
         )
+    if (found := _text(tree, TEACHER)) is not None and found[1].strip() not in ("", BASE):
+        tree = _resolve_teacher(tree, *found, findings)
     return tree, findings, variables
 
 
@@ -56,6 +58,7 @@ def _expand(tree: Node, findings: list[Diagnostic]) -> tuple[Node, dict[Location
         ("model", "chat_template"),
         ("adapter", "continue_from"),
         REFERENCE,
+        TEACHER,
     ]
     variables: dict[Location, list[str]] = {}
     for location in [*places, ("output", "folder")]:
@@ -215,6 +218,19 @@ def _resolve_adapter(tree: Node, location: Location, findings: list[Diagnostic],
     if HUB_ID.fullmatch(text) and not _exists(path, folder=True):
         return tree
     return _resolve(tree, location, findings, kind="adapter folder", holds="adapter_config.json", hint=words)
+
+
+def _resolve_teacher(tree: Node, node: Node, text: str, findings: list[Diagnostic]) -> Node:
+    """A run's, a checkpoint's, an adapter's or a model's folder; or one of the two last on the hub."""
+    path = absolute(text, node.place.source.folder)
+    if HUB_ID.fullmatch(text) and not _exists(path, folder=True):
+        return tree
+    if not _exists(path, folder=True):
+        expected = f"{BASE}, or the folder of a run, an adapter or a model, or a hub id"
+        findings.append(
+            finding_at(node, TEACHER, f"{_nothing(path, 'folder')}: looked at {path}; expected {expected}")
+        )
+    return _replace(tree, TEACHER, str(path))
 
 
 def _resolve_chat_template(tree: Node, findings: list[Diagnostic]) -> Node:
