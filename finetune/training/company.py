@@ -8,6 +8,7 @@ alone, and a run that ends, however it does, is one less in the next pass. Threa
 that nothing depends on their timing.
 """
 
+import gc
 import logging
 import threading
 from collections import deque
@@ -72,6 +73,9 @@ class Member:
         def forward(**inputs: Any) -> Any:
             if not self._computes_together:
                 return own_forward(**inputs)
+            # Once a micro-batch: what is asked of the model behind it (a teacher without the adapter) is the
+            # member's own.
+            self._computes_together = False
             return BaseModelOutputWithPast(last_hidden_state=self._decoded(inputs))
 
         decoder.forward = forward
@@ -174,6 +178,8 @@ class Company:
                 self._turns.remove(turn)
                 if self._decoder is not None:
                     self._decoder.leave(turn.member.name)
+                del turn
+                gc.collect()  # a trainer is full of cycles, and what it held is for those that come
 
     def _compute(self, turns: "list[_Turn]") -> None:
         """One pass through the decoder, forward and, when the members' losses are there, backward."""
