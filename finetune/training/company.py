@@ -59,6 +59,11 @@ class Member:
         return self.company.asked
 
     @property
+    def comes_too_late(self) -> bool:
+        """Whether all were asked to stop before this one began."""
+        return self.company.ends
+
+    @property
     def passes(self) -> int:
         """How often the runs were computed together."""
         return self.company.passes
@@ -114,6 +119,11 @@ class Company:
         self._turns: list[_Turn] = []
         self._mine = threading.local()
         self._lost: BaseException | None = None
+
+    @property
+    def ends(self) -> bool:
+        """Whether a signal asked all runs to stop."""
+        return self._requests.stop is not None
 
     def run(self, runs: Iterable[tuple[str, Callable[[Member], None]]]) -> None:
         """Carry the runs out, each a name and what its thread does. A run that raises an error is left, and

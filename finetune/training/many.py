@@ -117,6 +117,8 @@ def problem_of(recipe: Recipe) -> str | None:
 def _carried_out(outcome: Outcome, work: "partial[tuple[Path, str]]", member: "Member") -> None:
     """One run, in its own thread; its error is its own."""
     try:
+        if member.comes_too_late:
+            raise KeyboardInterrupt
         outcome.folder, outcome.status = work(member)
     except (FinetuneError, DataError, OSError, MemoryError, RuntimeError) as error:
         outcome.error = error

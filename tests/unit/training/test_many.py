@@ -23,6 +23,7 @@ from finetune.training.many import Outcome, start_many
 from finetune.training.reproduce import reproduce
 from finetune.training.trainer import ExactTrainer
 from tests.support.cli import FinetuneHere
+from tests.support.messages import hearing, sending
 from tests.support.preferences import column, write_pairs
 from tests.support.processes import adapter_of, assert_equal, start, wait_for
 from tests.support.recipes import MakeRecipe
@@ -280,6 +281,21 @@ def test_runs_resume_together_bit_for_bit(
     assert [outcome.status for outcome in outcomes] == ["finished"] * 2
     for run, uninterrupted in zip(outcomes, whole, strict=True):
         assert_equal(adapter_of(folder_of(run)), adapter_of(uninterrupted))
+
+
+def test_after_a_stop_none_begins(make_recipe: MakeRecipe) -> None:
+    """Whoever waits for a place is not prepared any more."""
+    said: list[str] = []
+    stop = sending({"step 2/": [signal.SIGTERM]})
+
+    def hear(line: str) -> None:
+        said.append(line)
+        stop(line)
+
+    with hearing(hear):
+        first, second = carried_out(make_recipe(train=SGD), make_recipe(train=SGD), most=1)
+    assert (first.status, second.status, second.folder) == ("stopped", "stopped", None)
+    assert sum("rows to train on" in line for line in said) == 1
 
 
 def changed(recipe: Recipe, section: str, **values: Any) -> Recipe:
