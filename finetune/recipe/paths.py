@@ -19,6 +19,9 @@ from finetune.recipe.schema.objective import BASE, REFERENCE, REFERENCES, TEACHE
 LOCK = "recipe.lock.yaml"
 """The file by which a folder is a run."""
 
+SPACE = ("sweep", "space")
+"""Where a sweep says what is varied."""
+
 HUB_ID = re.compile(
     r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9]([\w.-]{0,94}\w)?/[A-Za-z0-9]([\w.-]{0,94}\w)?", re.ASCII
 )
@@ -44,7 +47,38 @@ def resolve_paths(tree: Node) -> tuple[Node, list[Diagnostic], dict[Location, li
         )
     if (found := _text(tree, TEACHER)) is not None and found[1].strip() not in ("", BASE):
         tree = _resolve_teacher(tree, *found, findings)
-    return tree, findings, variables
+    return _resolve_choices(tree, findings), findings, variables
+
+
+def _resolve_choices(tree: Node, findings: list[Diagnostic]) -> Node:
+    """The values among which a sweep chooses, as if each stood at its key: they become overrides, which would
+    start at the working directory."""
+    space = tree.find(SPACE)
+    for key in space.value if space is not None and isinstance(space.value, dict) else ():
+        choice = tree.find((*SPACE, key, "choice"))
+        if choice is None or not isinstance(choice.value, list):
+            continue
+        location = tuple(int(part) if part.isdecimal() and len(part) < 5 else part for part in key.split("."))
+        found = [_resolved_at(location, value, findings) for value in choice.value]
+        tree = _with(tree, (*SPACE, key, "choice"), replace(choice, value=found))
+    return tree
+
+
+def _resolved_at(location: Location, value: Node, findings: list[Diagnostic]) -> Node:
+    tree, absent = value, Node(None, value.place)
+    for key in reversed(location):
+        tree = replace(absent, value={key: tree} if isinstance(key, str) else [*[absent] * key, tree])
+    resolved, found, _ = resolve_paths(tree)
+    findings += found
+    return resolved.find(location) or value
+
+
+def _with(tree: Node, location: Location, node: Node) -> Node:
+    """A copy of the tree with a node at a location below mappings."""
+    if not location or not isinstance(tree.value, dict):
+        return node
+    key = str(location[0])
+    return replace(tree, value=tree.value | {key: _with(tree.value[key], location[1:], node)})
 
 
 def _expand(tree: Node, findings: list[Diagnostic]) -> tuple[Node, dict[Location, list[str]]]:

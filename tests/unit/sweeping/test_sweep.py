@@ -188,6 +188,21 @@ def test_a_storage_that_can_not_be_had_is_one_message(
     assert not list((tmp_path / "runs").glob("*/trial-*"))
 
 
+def test_paths_that_are_varied_start_at_the_recipe(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As all paths of its file, wherever the sweep is started; one that isn't there is found before."""
+    choices = [[{"path": name, "format": "alpaca"}] for name in ("train.json", "judged_by.json")]
+    space = {"data.train": {"choice": choices}}
+    path = write_recipe(tmp_path, tiny_base, {"space": space, "sampler": "grid", "trials": None})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(finetune.sweep(path, ["train.max_steps=1"]).best) == 2
+    path.write_text(path.read_text().replace("judged_by.json", "absent.json"))
+    with pytest.raises(RecipeError, match=r"sweep.yaml:1:\d+  data.train.0.path  no such file: looked at"):
+        finetune.sweep(path)
+
+
 def test_train_says_that_it_searches_nothing(tiny_base: Path, tmp_path: Path) -> None:
     """A section sweep is no part of a run: finetune train doesn't pass over it in silence."""
     said: list[str] = []
