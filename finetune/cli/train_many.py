@@ -60,7 +60,8 @@ def train_many(
     else:
         width = max(len(outcome.name) for outcome in outcomes)
         for outcome in outcomes:
-            out(f"{outcome.name:{width}}  {outcome.status:8}  {outcome.folder or outcome.error}")
+            became = outcome.folder or outcome.error or "not begun"
+            out(f"{outcome.name:{width}}  {outcome.status:8}  {became}")
     if any(outcome.status == "failed" for outcome in outcomes):
         raise typer.Exit(FinetuneError.exit_code)
     if any(outcome.status != "finished" for outcome in outcomes):

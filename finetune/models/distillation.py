@@ -9,6 +9,7 @@ are in memory, and the gradient is made where the student's are (models/head_los
 Shapes: N supervised positions, n of a chunk, D and D' the models' widths, V vocabulary.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -125,7 +126,8 @@ def divergence_to_gradient(
         ratio = log_q - log_p
         divergence = _expected(q, ratio)
         return divergence, q * (ratio - divergence[:, None])
-    mixed = (beta * p + (1 - beta) * q).log()
+    # By logarithms: of a token that is 0 in both, the logarithm of the sum would be none.
+    mixed = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
     of_p, of_q = _expected(p, log_p - mixed), _expected(q, log_q - mixed)
     # dL/dq_i = (1 - beta) log(q_i / m_i), whose mean under Q goes with the softmax.
     return beta * of_p + (1 - beta) * of_q, (1 - beta) * q * (log_q - mixed - of_q[:, None])

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from data_prep.config import Section
 from finetune.objectives.base import Objective
 from finetune.recipe.given import Given, RuleProblem
+from finetune.recipe.schema.objective import BASE
 
 if TYPE_CHECKING:
     import torch
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from finetune.models.loss import LossInputs
     from finetune.recipe.schema import Recipe
     from finetune.recipe.schema.model import ModelSection
-
-BASE = "base"
-"""The teacher that is the student without its adapter."""
 
 
 class DistillOptions(Section):

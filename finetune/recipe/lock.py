@@ -60,6 +60,8 @@ class Lock:
     template_sha256: str = ""
     data: dict[str, str] = field(default_factory=dict)
     """Source -> SHA-256 of its content."""
+    teacher: dict[str, str] = field(default_factory=dict)
+    """Of a distillation: as base, and its adapter's SHA-256; empty where it has no teacher of its own."""
     versions: dict[str, str] = field(default_factory=dict)
     device: dict[str, Any] = field(default_factory=dict)
     """Device, precision, threads, processes."""
@@ -124,7 +126,7 @@ def read_lock(path: Path) -> Lock:
         raise _refused(
             path, f"lock_version is {values.get('lock_version')}; this version of finetune reads {readable}"
         )
-    for name in ("base", "data", "versions", "device", "git", "origins", "rules"):
+    for name in ("base", "data", "teacher", "versions", "device", "git", "origins", "rules"):
         if not isinstance(values.get(name, {}), dict):
             raise _refused(path, f"not a lock: {name} is a {type(values[name]).__name__}")
     for name, rule in values.get("rules", {}).items():

@@ -12,12 +12,15 @@ from data_prep.config import CHAT_TEMPLATES, is_template_text, problem_with_name
 from data_prep.files import Use, problem_with
 from finetune.recipe.reading.tree import SOURCE_LISTS, Diagnostic, Location, Node, finding_at
 from finetune.recipe.reading.variables import expanded
-from finetune.recipe.schema.objective import REFERENCE, REFERENCES
+from finetune.recipe.schema.objective import BASE, REFERENCE, REFERENCES, TEACHER
 
 # What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none
 # ends in .git.
 LOCK = "recipe.lock.yaml"
 """The file by which a folder is a run."""
+
+SPACE = ("sweep", "space")
+"""Where a sweep says what is varied."""
 
 HUB_ID = re.compile(
     r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9]([\w.-]{0,94}\w)?/[A-Za-z0-9]([\w.-]{0,94}\w)?", re.ASCII
@@ -42,7 +45,40 @@ def resolve_paths(tree: Node) -> tuple[Node, list[Diagnostic], dict[Location, li
         tree = _resolve_adapter(
             tree, REFERENCE, findings, words=f"; expected {', '.join(REFERENCES)}, or one"
         )
-    return tree, findings, variables
+    if (found := _text(tree, TEACHER)) is not None and found[1].strip() not in ("", BASE):
+        tree = _resolve_teacher(tree, *found, findings)
+    return _resolve_choices(tree, findings), findings, variables
+
+
+def _resolve_choices(tree: Node, findings: list[Diagnostic]) -> Node:
+    """The values among which a sweep chooses, as if each stood at its key: they become overrides, which would
+    start at the working directory."""
+    space = tree.find(SPACE)
+    for key in space.value if space is not None and isinstance(space.value, dict) else ():
+        choice = tree.find((*SPACE, key, "choice"))
+        if choice is None or not isinstance(choice.value, list):
+            continue
+        location = tuple(int(part) if part.isdecimal() and len(part) < 5 else part for part in key.split("."))
+        found = [_resolved_at(location, value, findings) for value in choice.value]
+        tree = _with(tree, (*SPACE, key, "choice"), replace(choice, value=found))
+    return tree
+
+
+def _resolved_at(location: Location, value: Node, findings: list[Diagnostic]) -> Node:
+    tree, absent = value, Node(None, value.place)
+    for key in reversed(location):
+        tree = replace(absent, value={key: tree} if isinstance(key, str) else [*[absent] * key, tree])
+    resolved, found, _ = resolve_paths(tree)
+    findings += found
+    return resolved.find(location) or value
+
+
+def _with(tree: Node, location: Location, node: Node) -> Node:
+    """A copy of the tree with a node at a location below mappings."""
+    if not location or not isinstance(tree.value, dict):
+        return node
+    key = str(location[0])
+    return replace(tree, value=tree.value | {key: _with(tree.value[key], location[1:], node)})
 
 
 def _expand(tree: Node, findings: list[Diagnostic]) -> tuple[Node, dict[Location, list[str]]]:
@@ -56,6 +92,7 @@ def _expand(tree: Node, findings: list[Diagnostic]) -> tuple[Node, dict[Location
         ("model", "chat_template"),
         ("adapter", "continue_from"),
         REFERENCE,
+        TEACHER,
     ]
     variables: dict[Location, list[str]] = {}
     for location in [*places, ("output", "folder")]:
@@ -215,6 +252,19 @@ def _resolve_adapter(tree: Node, location: Location, findings: list[Diagnostic],
     if HUB_ID.fullmatch(text) and not _exists(path, folder=True):
         return tree
     return _resolve(tree, location, findings, kind="adapter folder", holds="adapter_config.json", hint=words)
+
+
+def _resolve_teacher(tree: Node, node: Node, text: str, findings: list[Diagnostic]) -> Node:
+    """A run's, a checkpoint's, an adapter's or a model's folder; or one of the two last on the hub."""
+    path = absolute(text, node.place.source.folder)
+    if HUB_ID.fullmatch(text) and not _exists(path, folder=True):
+        return tree
+    if not _exists(path, folder=True):
+        expected = f"{BASE}, or the folder of a run, an adapter or a model, or a hub id"
+        findings.append(
+            finding_at(node, TEACHER, f"{_nothing(path, 'folder')}: looked at {path}; expected {expected}")
+        )
+    return _replace(tree, TEACHER, str(path))
 
 
 def _resolve_chat_template(tree: Node, findings: list[Diagnostic]) -> Node:

@@ -20,10 +20,10 @@ def scrubbed_values(value: Any) -> Any:
 def scrubbed_recipe(values: Any, *section: str) -> Any:
     """A recipe as plain values, or the section of it that is named, with each text scrubbed but its paths."""
     from finetune.recipe.schema import Recipe
-    from finetune.recipe.schema.objective import REFERENCE
+    from finetune.recipe.schema.objective import REFERENCE, TEACHER
 
-    # A kind of objective has keys that the schema doesn't know; this one may be a path.
-    return _scrubbed(values, _paths_of(Recipe) | {REFERENCE}, section)
+    # A kind of objective has keys that the schema doesn't know; these may be paths.
+    return _scrubbed(values, _paths_of(Recipe) | {REFERENCE, TEACHER}, section)
 
 
 def _scrubbed(value: Any, paths: frozenset[tuple[str, ...]], location: tuple[str, ...]) -> Any:

@@ -70,8 +70,8 @@ def open_settings(run_id: str, folder: str) -> dict[str, Any]:
 
     said = global_settings().model_fields_set
     chosen = {"name": ("run_name", run_id), "dir": ("root_dir", folder), "resume": ("resume", "allow")}
-    quiet: dict[str, Any] = {
-        name: value for name, value in (("console", "off"), ("silent", True)) if name not in said
-    }
+    # A run of its own, also beside another one of this process, which wandb would give back.
+    wanted = (("console", "off"), ("silent", True), ("reinit", "create_new"))
+    more: dict[str, Any] = {name: value for name, value in wanted if name not in said}
     found = {name: value for name, (field, value) in chosen.items() if field not in said}
-    return found | {"settings": wandb.Settings(**quiet)}
+    return found | {"settings": wandb.Settings(**more)}

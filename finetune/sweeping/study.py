@@ -118,6 +118,13 @@ def _storage(storage: str | None, folder: SweepFolder) -> BaseStorage:
         os.close(open_own(path, os.O_RDWR))
         return JournalStorage(JournalFileBackend(str(path)))
     try:
+        make_url(storage)
+    except (ArgumentError, ValueError):  # a port that is no number; the text may hold a password
+        raise SweepError(
+            "the storage is no database's URL; expected postgresql+psycopg://USER@HOST:PORT/DATABASE, "
+            "the port a number (other signs of a name or a password as %XX), or sqlite:////PATH."
+        ) from None
+    try:
         return RDBStorage(storage)
     except ImportError as error:  # a database's driver is not installed, or there is none of this name
         raise SweepError(

@@ -3,8 +3,8 @@
 import logging
 import platform
 import random
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -99,6 +99,8 @@ class Inputs:
     """SHA-256 of files that format python may run; from the command line only."""
     rules: Rules = CURRENT_RULES
     """How the run carries its recipe out: a resumed one as it was started."""
+    teacher: Mapping[str, str] = field(default_factory=dict)
+    """What a distillation's teacher is, as Base.fingerprint says it; nothing where it has none of its own."""
     member: Member | None = None
     """Of a company of runs that train together; None for a run alone."""
 
@@ -166,9 +168,9 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
         _check_continued(recipe, base, described, tokenizer)
     objective = objective_of(recipe)
     check_reference(objective, base, tokenizer, rules.preparation)
-    check_teacher(objective, tokenizer)
+    teacher = check_teacher(objective, tokenizer)
     data = prepare_data(recipe, tokenizer, allow_code=allow_code)
-    return Inputs(base, tokenizer, data, precision, objective, frozenset(allow_code), rules)
+    return Inputs(base, tokenizer, data, precision, objective, frozenset(allow_code), rules, teacher)
 
 
 def _check_stored(recipe: Recipe, base: Base) -> str | None:

@@ -8,6 +8,7 @@ alone, and a run that ends, however it does, is one less in the next pass. Threa
 that nothing depends on their timing.
 """
 
+import gc
 import logging
 import threading
 from collections import deque
@@ -58,6 +59,11 @@ class Member:
         return self.company.asked
 
     @property
+    def comes_too_late(self) -> bool:
+        """Whether all were asked to stop before this one began."""
+        return self.company.ends
+
+    @property
     def passes(self) -> int:
         """How often the runs were computed together."""
         return self.company.passes
@@ -72,6 +78,9 @@ class Member:
         def forward(**inputs: Any) -> Any:
             if not self._computes_together:
                 return own_forward(**inputs)
+            # Once a micro-batch: what is asked of the model behind it (a teacher without the adapter) is the
+            # member's own.
+            self._computes_together = False
             return BaseModelOutputWithPast(last_hidden_state=self._decoded(inputs))
 
         decoder.forward = forward
@@ -110,6 +119,11 @@ class Company:
         self._turns: list[_Turn] = []
         self._mine = threading.local()
         self._lost: BaseException | None = None
+
+    @property
+    def ends(self) -> bool:
+        """Whether a signal asked all runs to stop."""
+        return self._requests.stop is not None
 
     def run(self, runs: Iterable[tuple[str, Callable[[Member], None]]]) -> None:
         """Carry the runs out, each a name and what its thread does. A run that raises an error is left, and
@@ -174,6 +188,8 @@ class Company:
                 self._turns.remove(turn)
                 if self._decoder is not None:
                     self._decoder.leave(turn.member.name)
+                del turn
+                gc.collect()  # a trainer is full of cycles, and what it held is for those that come
 
     def _compute(self, turns: "list[_Turn]") -> None:
         """One pass through the decoder, forward and, when the members' losses are there, backward."""

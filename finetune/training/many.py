@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from traceback import clear_frames
 from typing import TYPE_CHECKING
 
 from data_prep.errors import DataError
@@ -117,14 +118,24 @@ def problem_of(recipe: Recipe) -> str | None:
 def _carried_out(outcome: Outcome, work: "partial[tuple[Path, str]]", member: "Member") -> None:
     """One run, in its own thread; its error is its own."""
     try:
+        if member.comes_too_late:
+            raise KeyboardInterrupt
         outcome.folder, outcome.status = work(member)
     except (FinetuneError, DataError, OSError, MemoryError, RuntimeError) as error:
         outcome.error = error
+        _let_go(error)
         outcome.folder = member.folder if member.folder is not None and member.folder.is_dir() else None
         logger.error(f"{type(error).__name__}: {error}; the other runs continue")
     except KeyboardInterrupt:
         outcome.status = "stopped"
         raise
+
+
+def _let_go(error: BaseException | None) -> None:
+    """An error is kept to the end; what its frames hold, a model and its optimizer among it, is not."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _train(
@@ -177,10 +188,15 @@ def _where_they_were_together(runs: Sequence[Path]) -> tuple[int, dict[Path, Pat
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """The names, a number behind those that others have too."""
+    """The names, a number behind those that others have too; none is another's."""
     counts, seen = Counter(names), Counter[str]()
+    taken = {name for name in names if counts[name] == 1}
     found = []
     for name in names:
-        seen[name] += 1
-        found.append(f"{name}-{seen[name]}" if counts[name] > 1 else name)
+        own = name
+        while counts[name] > 1 and (own == name or own in taken):
+            seen[name] += 1
+            own = f"{name}-{seen[name]}"
+        taken.add(own)
+        found.append(own)
     return found

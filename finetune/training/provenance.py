@@ -21,6 +21,9 @@ from finetune.training.build import Inputs
 from finetune.training.checkpoints.store import is_foreign
 from finetune.training.trainer import ExactTrainer
 
+TOGETHER = "together"
+"""Fact of a lock's device: other runs were computed in the same passes."""
+
 
 def make_lock(
     recipe: Recipe, inputs: Inputs, command: str, tracker_id: str, origins: dict[str, str] | None = None
@@ -34,8 +37,9 @@ def make_lock(
         tokenizer_sha256=tokenizer_sha256(inputs.tokenizer),
         template_sha256=template_sha256(inputs.tokenizer),
         data=inputs.data.digests,
+        teacher=dict(inputs.teacher),
         versions=build.versions(),
-        device=build.device_facts(inputs.precision),
+        device=build.device_facts(inputs.precision) | ({} if inputs.member is None else {TOGETHER: True}),
         git=git_state(Path.cwd()),
         rules=inputs.rules,
         tracker_id=tracker_id,
@@ -66,7 +70,7 @@ def git_state(folder: Path) -> dict[str, str]:
 
 def refuse_changes(then: Lock, now: Lock) -> None:
     """Raises CheckpointError where something that decides the run's outcome changed since it was started."""
-    for what in ("base", "tokenizer_sha256", "template_sha256", "data"):
+    for what in ("base", "tokenizer_sha256", "template_sha256", "data", "teacher"):
         before, after = getattr(then, what), getattr(now, what)
         if (
             what == "base" and before.keys() < after.keys()
@@ -136,6 +140,7 @@ def inexact_because(then: Lock, now: Lock) -> list[str]:
         (f"device {name}", then.device.get(name), now.device.get(name))
         for name in ("type", "name", "threads")
     ]
+    pairs.append(("trained with others", *(lock.device.get(TOGETHER, False) for lock in (then, now))))
     return [f"{name}: then {before}, now {after}" for name, before, after in pairs if before != after]
 
 
@@ -145,7 +150,7 @@ def refuse_differences(group: Group, lock: Lock) -> None:
     parts: dict[str, Any] = {"recipe": lock.recipe.model_dump(mode="json")}
     parts |= {
         name: getattr(lock, name)
-        for name in ("base", "tokenizer_sha256", "template_sha256", "data", "versions")
+        for name in ("base", "tokenizer_sha256", "template_sha256", "data", "teacher", "versions")
     }
     found = {
         name: group.those_that_differ(json.dumps(value, sort_keys=True)) for name, value in parts.items()

@@ -15,6 +15,7 @@ from finetune.recipe.lock import Lock
 from finetune.runs.folder import RunFolder
 from finetune.runs.plot import read_metrics
 from finetune.training import run as training
+from finetune.training.provenance import TOGETHER
 
 DESPITE = ("base", "data", "versions", "code")
 
@@ -124,6 +125,7 @@ def differences(then: Lock, now: Lock) -> list[str]:
     for what, before, after in (
         ("base", then.base, now.base),
         ("data", then.data, now.data),
+        ("base", then.teacher, now.teacher),
         ("base", then.tokenizer_sha256, now.tokenizer_sha256),
         ("base", then.template_sha256, now.template_sha256),
     ):
@@ -142,6 +144,8 @@ def differences(then: Lock, now: Lock) -> list[str]:
         found.append(f"code: the commit was {commits[0]}, and is {commits[1]}")
     if then.device.get("type") == "cuda" and not then.recipe.train.deterministic:
         found.append("device: a GPU's sums had no fixed order; train.deterministic: true gives them one")
+    if then.device.get(TOGETHER):
+        found.append("device: other runs were trained in the same passes, which orders sums otherwise")
     for name in ("type", "name", "threads", "precision"):
         if then.device.get(name) != now.device.get(name):
             found.append(f"device: {name} was {then.device.get(name)}, and is {now.device.get(name)}")

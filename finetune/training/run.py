@@ -72,6 +72,8 @@ def start(
     data_prep.errors.
     """
     environment.settle_training()
+    if recipe.sweep is not None:
+        logger.info("the recipe's section sweep is for finetune sweep: this trains the recipe as it is")
     recipe = tracked(recipe)
     group = this_group()
     with signals.listening() as requests:

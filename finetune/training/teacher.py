@@ -14,12 +14,16 @@ from finetune.errors import ModelError
 from finetune.generation.loading import load_adapted, tokenizer_of, unchanged_base
 from finetune.generation.model import causal_model
 from finetune.models.bases.config import load_config
+from finetune.models.bases.folder import ADAPTER_WEIGHTS
+from finetune.models.bases.hashes import remembered_sha256
+from finetune.models.bases.locate import Base
 from finetune.models.device import Precision, choose_device
 from finetune.models.kernels.attention import choose_attention
 from finetune.models.logits import Head, head_of, states_of
 from finetune.models.quantization import is_quantized
 from finetune.objectives import Objective
-from finetune.objectives.distillation import BASE, Distillation
+from finetune.objectives.distillation import Distillation
+from finetune.recipe.schema.objective import BASE
 from finetune.runs.target import resolve_target
 
 if TYPE_CHECKING:
@@ -78,15 +82,36 @@ class WithoutAdapter:
             layer._disable_adapters = off
 
 
-def check_teacher(objective: Objective, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raises ModelError where the teacher of a distillation can't be one: it can't be found, predicts no
-    tokens, or reads them otherwise."""
+def check_teacher(objective: Objective, tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
+    """What the teacher of a distillation is, for the run's lock; nothing where there is none of its own.
+
+    Raises ModelError where it can't be one: it can't be found, predicts no tokens, reads them otherwise, or
+    has too few positions; CheckpointError where it is a run without a result.
+    """
     if not isinstance(objective, Distillation) or objective.options.teacher == BASE:
-        return
+        return {}
     target = resolve_target(objective.options.teacher)
     if target.model.classifies:
         raise ModelError(f"{KEY}: {target.description} predicts labels; expected one that predicts tokens.")
-    its = tokenizer_of(target, unchanged_base(target))
+    base = unchanged_base(target)
+    _refuse_short(target, base, objective.recipe.data.attended_tokens)
+    _refuse_other_tokens(target, base, tokenizer)
+    if target.adapter is None:
+        return base.fingerprint()
+    return base.fingerprint() | {"adapter": remembered_sha256(target.adapter / ADAPTER_WEIGHTS)}
+
+
+def _refuse_short(target: "ModelTarget", base: Base, tokens: int) -> None:
+    positions = getattr(load_config(base, target.model.rope_scaling), "max_position_embeddings", tokens)
+    if tokens > positions:
+        raise ModelError(
+            f"{KEY}: {target.description} has {positions} positions, and rows may have {tokens} tokens "
+            "(data.max_length_tokens). Lower it, or name a teacher that reads as far."
+        )
+
+
+def _refuse_other_tokens(target: "ModelTarget", base: Base, tokenizer: PreTrainedTokenizerFast) -> None:
+    its = tokenizer_of(target, base)
     ours, theirs = tokenizer.get_vocab(), its.get_vocab()
     different = sorted(
         (index, token) for token, index in theirs.items() if ours.get(token) != index

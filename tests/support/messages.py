@@ -1,6 +1,8 @@
 """What the toolkit tells as it works, for tests that look at it or act on it."""
 
 import logging
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -26,3 +28,14 @@ def hearing(hear: Callable[[str], None]) -> Iterator[None]:
     finally:
         toolkit.removeHandler(handler)
         toolkit.setLevel(level)
+
+
+def sending(moments: dict[str, list[signal.Signals]]) -> Callable[[str], None]:
+    """What sends this process signals when a line begins so."""
+
+    def say(line: str) -> None:
+        for beginning in [known for known in moments if line.startswith(known)]:
+            for name in moments.pop(beginning):
+                os.kill(os.getpid(), name)
+
+    return say

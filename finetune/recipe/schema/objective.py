@@ -12,6 +12,12 @@ REFERENCE = ("objective", "reference")
 REFERENCES = ("start", "base", "none")
 """References that are no adapter."""
 
+TEACHER = ("objective", "teacher")
+"""Where a distillation names its teacher."""
+
+BASE = "base"
+"""The teacher that is the student without its adapter."""
+
 
 class ObjectiveSection(Section):
     """What is learned from a row. Each kind has keys of its own (finetune/objectives)."""
@@ -32,7 +38,7 @@ class ObjectiveSection(Section):
     @property
     def teaches(self) -> bool:
         """Whether there is a teacher."""
-        return "teacher" in self.options
+        return TEACHER[-1] in self.options
 
     @property
     def names_reference(self) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from finetune.models import sizes
-from finetune.models.distillation import Divergence, Kind
+from finetune.models.distillation import Divergence, Kind, divergence_to_gradient
 from finetune.models.head_loss import FrozenHeadLoss, TrainedHeadLoss
 
 POSITIONS, WIDTH, VOCABULARY = 7, 5, 11
@@ -114,3 +114,14 @@ def test_tokens_that_a_teacher_rules_out() -> None:
     (gradient,) = torch.autograd.grad(losses.sum(), states)
     assert bool(losses.isfinite().all())
     assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
+def test_tokens_that_are_nothing_to_both(kind: Kind) -> None:
+    """At a low temperature probabilities round to 0 in float32, also in both distributions: the gradient stays
+    a number."""
+    torch.manual_seed(0)
+    log_p, log_q = ((torch.randn(4, 50) * 8 / 0.05).log_softmax(-1) for _ in range(2))
+    divergence, gradient = divergence_to_gradient(log_p, log_q, kind, 0.5)
+    assert divergence.isfinite().all()
+    assert gradient.isfinite().all()

@@ -1,6 +1,5 @@
 """The real Trackio and wandb, offline: what was logged can be read back."""
 
-import json
 import sqlite3
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from finetune.recipe.schema.tracking import TrackingSection
 from finetune.runs.trackers import GuardedTracker, start_tracker
 from finetune.runs.wandb_settings import wandb_mode
 from tests.support.messages import hearing
-from tests.unit.runs.wandb_files import wandb_records
+from tests.unit.runs.wandb_files import wandb_history
 
 
 def test_trackio_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,19 +52,6 @@ def test_a_folder_that_trackio_can_not_write_to_is_said(
     tracker.finish()
     assert len(said) == 1
     assert "a file/trackio (File exists), so this run is not tracked" in said[0]
-
-
-def wandb_history(path: Path) -> dict[str, float]:
-    """Every logged value of a .wandb file, by name."""
-    from wandb.proto import wandb_internal_pb2
-
-    values = {}
-    for data in wandb_records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        for item in record.history.item:
-            values[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
-    return values
 
 
 def test_wandb_offline_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

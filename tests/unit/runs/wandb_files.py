@@ -1,7 +1,9 @@
 """The files that wandb writes."""
 
+import json
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 
 def wandb_records(data: bytes) -> Iterator[bytes]:
@@ -18,3 +20,16 @@ def wandb_records(data: bytes) -> Iterator[bytes]:
         if kind in (1, 4):
             yield parts
             parts = b""
+
+
+def wandb_history(path: Path) -> dict[str, float]:
+    """Every logged value of a .wandb file, by name."""
+    from wandb.proto import wandb_internal_pb2
+
+    values = {}
+    for data in wandb_records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        for item in record.history.item:
+            values[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    return values

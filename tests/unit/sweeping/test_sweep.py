@@ -10,6 +10,7 @@ import finetune
 from finetune.errors import RecipeError, SweepError
 from finetune.runs.folder import open_run
 from finetune.sweeping.results import Sweep
+from tests.support.messages import hearing
 from tests.unit.sweeping.sweeps import JUDGES, write_recipe
 
 HALVING = {"pruner": {"reduction_factor": 2}, "trials": 6}
@@ -173,6 +174,7 @@ def test_values_that_do_not_go_together_are_named(tiny_base: Path, tmp_path: Pat
     [
         ("postgresql+psycopg://me:secret@127.0.0.1:1/none", r"can't be reached: .*refused"),
         ("postgres://127.0.0.1/none", "needs a driver|can't be reached"),
+        ("postgresql+psycopg://me:secret@127.0.0.1:none/none", "the storage is no database's URL; expected"),
         ("somewhere", r"expected a URL .*or a file FILE\.journal"),
     ],
 )
@@ -184,6 +186,29 @@ def test_a_storage_that_can_not_be_had_is_one_message(
         finetune.sweep(write_recipe(tmp_path, tiny_base, {}), storage=storage)
     assert "secret" not in str(refused.value)
     assert not list((tmp_path / "runs").glob("*/trial-*"))
+
+
+def test_paths_that_are_varied_start_at_the_recipe(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As all paths of its file, wherever the sweep is started; one that isn't there is found before."""
+    choices = [[{"path": name, "format": "alpaca"}] for name in ("train.json", "judged_by.json")]
+    space = {"data.train": {"choice": choices}}
+    path = write_recipe(tmp_path, tiny_base, {"space": space, "sampler": "grid", "trials": None})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(finetune.sweep(path, ["train.max_steps=1"]).best) == 2
+    path.write_text(path.read_text().replace("judged_by.json", "absent.json"))
+    with pytest.raises(RecipeError, match=r"sweep.yaml:1:\d+  data.train.0.path  no such file: looked at"):
+        finetune.sweep(path)
+
+
+def test_train_says_that_it_searches_nothing(tiny_base: Path, tmp_path: Path) -> None:
+    """A section sweep is no part of a run: finetune train doesn't pass over it in silence."""
+    said: list[str] = []
+    with hearing(said.append):
+        finetune.train(write_recipe(tmp_path, tiny_base, {}), ["train.max_steps=1"])
+    assert "the recipe's section sweep is for finetune sweep: this trains the recipe as it is" in said
 
 
 def test_a_folder_that_is_no_sweep_is_left_alone(tiny_base: Path, tmp_path: Path) -> None:

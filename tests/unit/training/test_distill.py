@@ -1,15 +1,20 @@
 """A student that learns from a teacher: a run, a model, or itself without its adapter."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from finetune.errors import ModelError
+from finetune.errors import CheckpointError, ModelError, RecipeError
+from finetune.recipe.load import load_recipe
 from finetune.runs.folder import RunFolder
 from finetune.training import build
+from finetune.training import run as training
+from tests.support.messages import hearing, sending
 from tests.support.models import save_tiny_llama
 from tests.support.preferences import column
 from tests.support.processes import adapter_of, start
@@ -95,6 +100,42 @@ def test_a_teacher_of_another_tokenizer_is_refused(
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ModelError, match=r"objective.teacher: the tokenizer of .* is another one"):
         build.build_inputs(make_recipe(objective={"kind": "distill", "teacher": str(other)}))
+
+
+def test_a_teacher_that_changed_is_noticed(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """A run doesn't go on with another teacher than it was begun with: its weights are in the lock."""
+    teacher = start(make_recipe(train=TRAIN | {"max_steps": 2}), "teacher")
+    objective = {"kind": "distill", "teacher": str(teacher.path)}
+    with hearing(sending({"step 2/": [signal.SIGTERM]})):
+        run = start(make_recipe(train=TRAIN, objective=objective))
+    assert run.outcome()["status"] == "stopped"
+    weights = load_file(teacher.adapter / "adapter_model.safetensors")
+    save_file(
+        {name: weight * 2 for name, weight in weights.items()},
+        teacher.adapter / "adapter_model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(CheckpointError, match="teacher changed since this run was started: adapter then"):
+        training.resume(run.path, recipe=None)
+
+
+def test_a_teacher_of_fewer_positions_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """It would be asked about what it never read."""
+    save_tiny_llama(tmp_path / "short", max_position_embeddings=32)
+    with pytest.raises(ModelError, match=r"objective.teacher: .* has 32 positions, and rows may have 128"):
+        build.build_inputs(make_recipe(objective={"kind": "distill", "teacher": str(tmp_path / "short")}))
+
+
+def test_a_teacher_lies_beside_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path is one from the file that names it, and a run's lock has it absolute."""
+    (tmp_path / "models" / "big").mkdir(parents=True)
+    monkeypatch.setenv("MODELS", "models")
+    path = tmp_path / "small.yaml"
+    path.write_text("extends: distill/self\nobjective: {kind: distill, teacher: '${MODELS}/big'}\n")
+    assert load_recipe(path).recipe.objective.options["teacher"] == str(tmp_path / "models" / "big")
+    path.write_text("extends: distill/self\nobjective: {kind: distill, teacher: ./models/bag}\n")
+    with pytest.raises(RecipeError, match=r"small.yaml:2:\d+  objective.teacher  no such folder: looked at"):
+        load_recipe(path)
 
 
 def test_a_teacher_that_predicts_labels_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:

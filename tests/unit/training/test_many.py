@@ -6,21 +6,28 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from finetune.errors import TrainingError
 from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.lock import read_lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
 from finetune.training.many import Outcome, start_many
+from finetune.training.reproduce import reproduce
+from finetune.training.trainer import ExactTrainer
 from tests.support.cli import FinetuneHere
-from tests.support.preferences import write_pairs
+from tests.support.messages import hearing, sending
+from tests.support.preferences import column, write_pairs
 from tests.support.processes import adapter_of, assert_equal, start, wait_for
 from tests.support.recipes import MakeRecipe
+from tests.unit.runs.wandb_files import wandb_history
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.5, "precision": "fp32", "max_steps": 8}
 SAVING: dict[str, Any] = {"precision": "fp32", "learning_rate": 1e-2, "max_steps": 12, "save_every": 4}
@@ -147,6 +154,90 @@ def test_others_wait_for_a_place(make_recipe: MakeRecipe) -> None:
         assert distance(together, start(recipe)) < 1e-5
 
 
+def test_a_teacher_is_asked_for_each_run_alone(make_recipe: MakeRecipe) -> None:
+    """A teacher that is the base without the adapter reads the run's own batch, behind the common pass."""
+    objective = {"kind": "distill", "teacher": "base", "supervised_weight": 0.5}
+    recipe = make_recipe(train=SGD, objective=objective)
+    together, _ = train(recipe, make_recipe(train=SGD))
+    alone = start(recipe)
+    assert distance(together, alone) < 1e-5
+    divergences = [column(run, "eval/losses/divergence") for run in (together, alone)]
+    assert divergences[0] == pytest.approx(divergences[1], rel=1e-4, abs=1e-6)
+    assert divergences[0][-1] > 1e-3
+
+
+def test_each_run_has_a_wandb_run_of_its_own(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wandb would give a second run of a process the first one's."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracked = {"tracking": {"tracker": "wandb"}}
+    runs = train(
+        make_recipe(train=SGD | {"max_steps": 1}, **tracked),
+        make_recipe(train=SGD | {"max_steps": 3, "seed": 5}, **tracked),
+    )
+    for run in runs:
+        (file,) = run.path.rglob("*.wandb")
+        assert wandb_history(file)["train/loss"] == column(run, "train/loss")[-1]
+
+
+def test_what_a_run_held_is_free_when_it_has_left(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of a run that ended, and of one that failed, are for those that come."""
+    weights: dict[int, weakref.ref[torch.Tensor]] = {}
+    alive: dict[int, bool] = {}
+    own_step = ExactTrainer.training_step
+
+    def step(trainer: ExactTrainer, *inputs: Any) -> torch.Tensor:
+        steps, taken = trainer.args.max_steps, trainer.state.global_step
+        trained = (weight for weight in trainer.model.parameters() if weight.requires_grad)
+        weights.setdefault(steps, weakref.ref(next(trained)))
+        if (steps, taken) == (4, 2):
+            raise TrainingError("an error of this run")
+        if (steps, taken) == (8, 6):
+            alive.update({number: weight() is not None for number, weight in weights.items()})
+        return own_step(trainer, *inputs)
+
+    monkeypatch.setattr(ExactTrainer, "training_step", step)
+    outcomes = carried_out(*(make_recipe(train=SGD | {"max_steps": steps}) for steps in (2, 4, 8)))
+    assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"]
+    assert alive == {2: False, 4: False, 8: True}
+
+
+def test_sums_are_in_one_order_until_the_last_run_ends(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """train.deterministic holds for those who stay, and is as before afterwards."""
+    found: list[bool] = []
+    own_step = ExactTrainer.training_step
+
+    def step(trainer: ExactTrainer, *inputs: Any) -> torch.Tensor:
+        found.append(torch.are_deterministic_algorithms_enabled())
+        return own_step(trainer, *inputs)
+
+    monkeypatch.setattr(ExactTrainer, "training_step", step)
+    train(*(make_recipe(train=SGD | {"max_steps": steps, "deterministic": True}) for steps in (2, 6)))
+    assert all(found)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_no_two_runs_have_one_name(make_recipe: MakeRecipe) -> None:
+    """Also where one is called what another would become."""
+    loaded = LoadedRecipe(make_recipe(train=SGD | {"max_steps": 1}), Path("a.yaml"), {})
+    outcomes = start_many([loaded] * 4, names=["a", "a", "a-2", "a"])
+    assert [outcome.name for outcome in outcomes] == ["a-1", "a-3", "a-2", "a-4"]
+
+
+def test_done_again_alone_it_may_differ(make_recipe: MakeRecipe) -> None:
+    """What was trained with others is reproduced alone within rounding, and the report says why."""
+    run, _ = train(make_recipe(train=SGD), make_recipe(train=SGD))
+    again = reproduce(run, read_lock(run.lock_path), despite=frozenset(), folder=None)
+    assert any("other runs were trained in the same passes" in line for line in again.differs)
+    assert again.weights_distance < 1e-5
+    again.refuse_unlike()
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -190,6 +281,21 @@ def test_runs_resume_together_bit_for_bit(
     assert [outcome.status for outcome in outcomes] == ["finished"] * 2
     for run, uninterrupted in zip(outcomes, whole, strict=True):
         assert_equal(adapter_of(folder_of(run)), adapter_of(uninterrupted))
+
+
+def test_after_a_stop_none_begins(make_recipe: MakeRecipe) -> None:
+    """Whoever waits for a place is not prepared any more."""
+    said: list[str] = []
+    stop = sending({"step 2/": [signal.SIGTERM]})
+
+    def hear(line: str) -> None:
+        said.append(line)
+        stop(line)
+
+    with hearing(hear):
+        first, second = carried_out(make_recipe(train=SGD), make_recipe(train=SGD), most=1)
+    assert (first.status, second.status, second.folder) == ("stopped", "stopped", None)
+    assert sum("rows to train on" in line for line in said) == 1
 
 
 def changed(recipe: Recipe, section: str, **values: Any) -> Recipe:

@@ -12,22 +12,11 @@ import pytest
 from finetune.runs.folder import RunFolder
 from finetune.training import build, run
 from finetune.training.checkpoints.store import complete_checkpoints
-from tests.support.messages import hearing
+from tests.support.messages import hearing, sending
 from tests.support.processes import EXACT, adapter_of, assert_equal, start
 from tests.support.recipes import MakeRecipe
 
 pytestmark = pytest.mark.usefixtures("hangup_heard")
-
-
-def sending(moments: dict[str, list[signal.Signals]]) -> Callable[[str], None]:
-    """What sends this process signals when a line begins so."""
-
-    def say(line: str) -> None:
-        for beginning in [known for known in moments if line.startswith(known)]:
-            for name in moments.pop(beginning):
-                os.kill(os.getpid(), name)
-
-    return say
 
 
 def steps_of(folder: RunFolder, name: str) -> list[int]:
