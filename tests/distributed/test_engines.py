@@ -135,7 +135,6 @@ def test_processes_multiply_with_a_base_in_fp8_alike(train: Train) -> None:
 @pytest.mark.parametrize(
     ("engine", "optimizer"),
     [
-        ("fsdp2", "adagrad"),
         ("fsdp2", "rmsprop"),
         ("fsdp2", "adam"),
         ("zero2", "lion"),

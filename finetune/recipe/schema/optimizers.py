@@ -67,7 +67,7 @@ KNOWN = {
     "adamw_torch_4bit": TORCHAO,
     "adamw_torch_8bit": TORCHAO,
     "sgd": TORCH,
-    "adagrad": TORCH,
+    "adagrad": Optimizer(elementwise=True),  # its state is made before FSDP2 cuts up the weights
     "rmsprop": TORCH,
     **dict.fromkeys(
         ("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "ademamix", "ademamix_8bit",
