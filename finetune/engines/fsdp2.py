@@ -84,13 +84,13 @@ class Fsdp2(Engine):
         return super().problem(recipe)
 
     def optimizer_problem(self, name: str) -> str | None:
-        """Those of bitsandbytes, and Adafactor, can't compute with DTensor; Adagrad's state can't be saved."""
+        """Those of bitsandbytes, and Adafactor, can't compute with DTensor, or be saved: Adagrad."""
         known = known_optimizer(name)
         if known is None or known.takes_dtensor:
             return None
         return (
-            "it can't compute with FSDP2's shares of tensors, or save its state of them. Take adamw, adam, sgd "
-            "or rmsprop; or ddp, which cuts nothing up."
+            "it can't compute with FSDP2's shares of tensors, or save its state of them. Take adamw, adam, "
+            "sgd or rmsprop; or ddp, which cuts nothing up."
         )
 
     def contradictions(self, values: Mapping[str, Any]) -> Iterator[str]:

@@ -7,8 +7,8 @@ from finetune.engines.registry import of_several
 from finetune.recipe.schema.optimizers import OPTIMIZERS
 from tests.support.recipes import MakeRecipe
 
-CUT_UP = {"fsdp2": {"adafactor", "lion", "adamw_8bit"}}
-"""bitsandbytes' can't compute with DTensor, nor can Adafactor."""
+CUT_UP = {"fsdp2": {"adafactor", "adagrad", "lion", "adamw_8bit"}}
+"""bitsandbytes' can't compute with DTensor, nor can Adafactor; Adagrad's state can't be saved."""
 FLAT = {"adafactor"}
 """Its rows and columns are not those of ZeRO's flat shares."""
 OFFLOADED = set(OPTIMIZERS) - {"adamw"}
