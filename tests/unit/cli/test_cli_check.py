@@ -235,7 +235,7 @@ def test_every_verb_of_the_table_has_its_command() -> None:
 
     for verb, name in VERBS.items():
         module = import_module(f"finetune.cli.{name}")
-        assert hasattr(module, verb) or hasattr(module, "app")
+        assert hasattr(module, name) or hasattr(module, "app")
 
 
 def test_the_shipped_schema_is_current() -> None:

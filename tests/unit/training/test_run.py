@@ -158,7 +158,7 @@ def test_a_failed_run_keeps_its_checkpoints_and_says_so(make_recipe: MakeRecipe)
     folder = RunFolder(Path(recipe.output.folder) / "run-001")
     assert folder.read_summary()["status"] == "failed"
     assert "nothing was updated" in folder.read_summary()["error"]
-    assert "ERROR TrainingError: the " in folder.log_path.read_text()
+    assert "ERROR NotFiniteError: the " in folder.log_path.read_text()
     assert not folder.adapter.exists()
     kept = complete_checkpoints(folder.checkpoints)
     assert kept
