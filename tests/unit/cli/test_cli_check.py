@@ -233,7 +233,7 @@ def test_every_verb_of_the_table_has_its_command() -> None:
     """Every verb's module has a function of its name, or an app."""
     from importlib import import_module
 
-    for verb, name in VERBS.items():
+    for name in VERBS.values():
         module = import_module(f"finetune.cli.{name}")
         assert hasattr(module, name) or hasattr(module, "app")
 
