@@ -40,7 +40,9 @@ def main() -> None:
     )
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=320, help="to train on")
+    parser.add_argument(
+        "--pairs", type=int, default=320, help="to train on; three times as many for a reward model"
+    )
     parser.add_argument("--base", type=Path, help="a model folder in place of SmolLM2-135M")
     parser.add_argument("--real", type=Path, help="a file of pairs")
     parser.add_argument("--no-job", action="store_true")
@@ -49,8 +51,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for kind in asked.kinds:
+            # A head starts at random, and learns from nothing.
+            pairs = asked.pairs * (3 if kind == "reward" else 1)
             for seed in range(asked.seeds):
-                learn(kind, seed, asked.pairs, base, folder)
+                learn(kind, seed, pairs, base, folder)
         if asked.real is not None:
             real(asked.real, base, folder)
         if not asked.no_job:
