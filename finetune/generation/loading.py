@@ -10,10 +10,12 @@ from data_prep.tokenizers.tokens import check_ids
 from finetune.data import tokenizer_for
 from finetune.errors import ModelError
 from finetune.models.adapters.adapter import grow_embeddings, load_adapter
+from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import MASK
 from finetune.models.bases.locate import Base, BaseNotFound, resolve_base, tokenizer_folder
 from finetune.models.classify import CLASSIFIER
 from finetune.models.device import choose_device, generators_kept
+from finetune.models.kernels.attention import choose_attention
 from finetune.models.load import load_model
 from finetune.models.quantization import is_quantized
 from finetune.recipe.schema.model import ModelSection
@@ -146,9 +148,12 @@ def tokenizer_of(target: ModelTarget, base: Base) -> PreTrainedTokenizerFast:
     return tokenizer_for(whose or target.model, target.adapter, folder, preparation=target.preparation)
 
 
-def load_ready(target: ModelTarget, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Model and tokenizer on the device, to generate with. Raises ModelError or DataError where a part can't
-    be loaded."""
+def load_ready(
+    target: ModelTarget, *, dtype: torch.dtype, quantization: str | None = None, packs: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Model and tokenizer on the device, to generate with; a base that its adapter knows unquantised is
+    quantised as is said, and with `packs` the model reads packed rows. Raises ModelError or DataError where a
+    part can't be loaded."""
     base = unchanged_base(target)
     tokenizer = tokenizer_of(target, base)
     loaded: Any = load_adapted(
@@ -157,7 +162,13 @@ def load_ready(target: ModelTarget, *, dtype: torch.dtype) -> tuple[PreTrainedMo
         target.adapter,
         vocabulary=len(tokenizer),
         dtype=dtype,
-        quantization=target.quantization,
+        quantization=target.quantization or quantization,
+        attention=_of_packs(target, base, dtype) if packs else "sdpa",
     )
     check_ids(tokenizer, loaded.get_input_embeddings().weight.shape[0])
     return (loaded if is_quantized(loaded) else loaded.to(choose_device())), tokenizer
+
+
+def _of_packs(target: ModelTarget, base: Base, dtype: torch.dtype) -> str:
+    config = load_config(base, target.model.rope_scaling)
+    return choose_attention(choose_device(), dtype, config)

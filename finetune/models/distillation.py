@@ -61,14 +61,13 @@ class Divergence:
         divergence, found = divergence_to_gradient(log_p, log_q, self.kind, self.beta)
         gradient = torch.zeros_like(student)
         gradient[:, :common] = found.mul_((1 - self.supervised_weight) / self.temperature)
-        if not self.supervised_weight:
-            loss = (student.logsumexp(-1) - student[rows, labels]).to(divergence)
-            self.parts.append(torch.stack([divergence, loss, teacher_loss.to(divergence)]))
-            return divergence, gradient
-        loss, for_loss = losses_to_gradient(student.clone(), labels, 0.0)
-        gradient.add_(for_loss, alpha=self.supervised_weight)
+        if self.supervised_weight:
+            loss, for_loss = losses_to_gradient(student.clone(), labels, 0.0)
+            gradient.add_(for_loss, alpha=self.supervised_weight)
+        else:
+            loss = student.logsumexp(-1) - student[rows, labels]
         self.parts.append(torch.stack([divergence, loss.to(divergence), teacher_loss.to(divergence)]))
-        return (1 - self.supervised_weight) * divergence + self.supervised_weight * loss, gradient
+        return torch.lerp(divergence, loss.to(divergence), self.supervised_weight), gradient
 
     def sums(self, weights: torch.Tensor | None) -> torch.Tensor:
         """The sums of the parts over the positions, each by its weight (N; None for 1), and what each is

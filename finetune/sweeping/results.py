@@ -16,6 +16,7 @@ from finetune.recipe.schema.sweep import SpaceEntry
 from finetune.recipe.shipped import shipped_recipes
 from finetune.runs.commands import shell_command
 from finetune.scoring.metrics import lower_is_better
+from finetune.sweeping.folder import SweepFolder
 from finetune.sweeping.space import Values, values_of
 from finetune.sweeping.trial import COST, ERROR, PRUNED, Setting
 
@@ -75,12 +76,12 @@ class Sweep:
     @property
     def recipe(self) -> Path:
         """A recipe of the best trial, which extends the sweep's."""
-        return self.folder / "best.yaml"
+        return SweepFolder(self.folder).best
 
     @property
     def page(self) -> Path:
         """The report for a browser."""
-        return self.folder / "report.html"
+        return SweepFolder(self.folder).page
 
     @property
     def tokens(self) -> int:
@@ -89,7 +90,7 @@ class Sweep:
 
     def run_of(self, row: TrialRow) -> Path:
         """The run folder of a trial."""
-        return self.folder / f"trial-{row.number:03d}"
+        return SweepFolder(self.folder).trial(row.number)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values."""

@@ -61,7 +61,7 @@ class TrialWatcher:
         if (said := self.trial.user_attrs.get(PRUNED)) is not None:
             return str(said)
         metric = self.sweep.objectives[0]
-        known = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
+        known = _reported(self.trial)
         fresh = [
             (index, point.values[metric])
             for index, point in enumerate(points, start=1)
@@ -111,9 +111,14 @@ def train_trial(setting: Setting, trial: Trial, values: Values) -> None:
         study.tell(trial, outcome)
 
 
+def _reported(trial: Trial) -> dict[int, float]:
+    """What the study knows of a trial's evaluations, by their numbers."""
+    return trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+
+
 def _report_last(trial: Trial, run: RunFolder, metric: str) -> None:
     """The evaluation of the last step, which nobody is judged by, beside those before it."""
-    known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+    known = _reported(trial)
     entries = [entry for entry in read_metrics(run) if "eval/loss" in entry and entry["step"] > 0]
     for index, entry in enumerate(entries, start=1):
         if index not in known and entry.get(f"eval/{metric}") is not None:

@@ -18,7 +18,7 @@ from finetune.recipe.lock import read_lock
 from finetune.recipe.rules.packages import check_packages
 from finetune.recipe.schema import Recipe
 from finetune.runs.commands import shell_command
-from finetune.runs.folder import open_run
+from finetune.runs.folder import RunFolder, open_run
 from finetune.training.start import alone
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _where_they_were_together(runs: Sequence[Path]) -> tuple[int, dict[Path, Pat
     found: dict[Path, dict[int, Path]] = {}
     for run in runs:
         found[run] = {}
-        for checkpoint in complete_checkpoints(run / "checkpoints"):
+        for checkpoint in complete_checkpoints(RunFolder(run).checkpoints):
             with suppress(CheckpointError):  # which is said when it would be resumed from
                 found[run][read_counters(checkpoint).company_passes] = checkpoint
     common = set.intersection(*(set(of_run) for of_run in found.values())) - {0} if found else set[int]()

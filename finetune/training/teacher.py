@@ -3,7 +3,7 @@ adapter."""
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -11,16 +11,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.errors import ModelError
-from finetune.generation.loading import load_adapted, tokenizer_of, unchanged_base
+from finetune.generation.loading import load_ready, tokenizer_of, unchanged_base
 from finetune.generation.model import causal_model
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import ADAPTER_WEIGHTS
 from finetune.models.bases.hashes import remembered_sha256
 from finetune.models.bases.locate import Base
-from finetune.models.device import Precision, choose_device
-from finetune.models.kernels.attention import choose_attention
+from finetune.models.device import Precision
 from finetune.models.logits import Head, head_of, states_of
-from finetune.models.quantization import is_quantized
 from finetune.objectives import Objective
 from finetune.objectives.distillation import Distillation
 from finetune.recipe.schema.objective import BASE
@@ -134,20 +132,9 @@ def load_teacher(objective: Objective, student: torch.nn.Module, precision: Prec
         objective.teacher = WithoutAdapter(student)
         return
     target = resolve_target(objective.options.teacher)
-    objective.teacher = OwnModel(_loaded(target, precision, objective.options.teacher_quantization))
-    logger.info(f"teacher    {target.description}")
-
-
-def _loaded(target: "ModelTarget", precision: Precision, quantization: str) -> PreTrainedModel:
-    base = unchanged_base(target)
-    config = load_config(base, target.model.rope_scaling)
-    loaded = load_adapted(
-        base,
-        target.model,
-        target.adapter,
-        vocabulary=len(tokenizer_of(target, base)),
-        dtype=precision.dtype,
-        quantization=target.quantization or (None if quantization == "none" else quantization),
-        attention=choose_attention(choose_device(), precision.dtype, config),
+    asked = objective.options.teacher_quantization
+    model, _ = load_ready(
+        target, dtype=precision.dtype, quantization=None if asked == "none" else asked, packs=True
     )
-    return loaded if is_quantized(loaded) else cast(Any, loaded).to(choose_device())
+    objective.teacher = OwnModel(model)
+    logger.info(f"teacher    {target.description}")

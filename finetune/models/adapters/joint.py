@@ -10,7 +10,7 @@ Shapes: T tokens of a micro-batch, D model width.
 import types
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +23,16 @@ from finetune.engines.single import SINGLE
 from finetune.errors import ModelError
 from finetune.models.architectures import family_names, family_of
 from finetune.models.architectures.base import DECODER
-from finetune.models.kernels.install import OneInput, install_around_lora, is_silu, unsupported
-from finetune.models.kernels.lora import Layer, factors_of
+from finetune.models.kernels.install import (
+    OneInput,
+    dropout_of,
+    install_around_lora,
+    is_silu,
+    layer_of,
+    matrices_of,
+    unsupported,
+)
+from finetune.models.kernels.lora import factors_of
 from finetune.models.kernels.noise import seed_of
 from finetune.models.kernels.segments import AdapterSegment, SegmentedLora, SegmentedMlp
 
@@ -71,8 +79,8 @@ class JointDecoder:
             if not isinstance(module, nn.Linear) or module is head:
                 continue
             layer: Any = module
-            compute = partial(self._products, [names[layer]], [layer])
-            layer.forward = types.MethodType(_one_layer(layer.forward, compute), layer)
+            compute = partial(self._product, names[layer], layer)
+            layer.forward = types.MethodType(_either(compute, layer.forward), layer)
         for module in modules:
             for group in family.shared_inputs:
                 layers: list[Any] = [getattr(module, name, None) for name in group]
@@ -81,7 +89,8 @@ class JointDecoder:
                     OneInput(layers, partial(self._products, own, layers)).install()
             if type(module).__name__ in family.fused_mlps and is_silu(module.act_fn):
                 own = [f"{names[module]}.{name}" for name in MLP]
-                module.forward = types.MethodType(_mlp(module.forward, partial(self._mlp, own)), module)
+                compute = partial(self._mlp, own, module)
+                module.forward = types.MethodType(_either(compute, module.forward), module)
 
     def join(self, adapter: str, model: PeftModel) -> None:
         """From now on calls may have tokens of this adapter. Raises ModelError where it isn't LoRA that can
@@ -104,12 +113,9 @@ class JointDecoder:
         embed = self.base.get_input_embeddings()
         embedded = [_embedded(batch.inputs, embed) for batch in batches]
         lengths = [states.shape[1] for states in embedded]
-        bounds = [0]
-        for length in lengths:
-            bounds.append(bounds[-1] + length)
         self._running = [
-            _Running(batch.adapter, slice(first, end), batch.seed)
-            for batch, first, end in zip(batches, bounds, bounds[1:], strict=False)
+            _Running(batch.adapter, slice(end - length, end), batch.seed)
+            for batch, length, end in zip(batches, lengths, accumulate(lengths), strict=True)
         ]
         inputs: dict[str, Any] = {
             "inputs_embeds": torch.cat(embedded, dim=1),
@@ -130,15 +136,10 @@ class JointDecoder:
             if not chosen:
                 continue
             # One mask for each layer, as peft draws them.
-            dropout = _dropout(layers[names[chosen[0]]])
+            dropout = dropout_of(layers[names[chosen[0]]])
             for own in [[number] for number in chosen] if dropout else [chosen]:
-                loras: list[Any] = [layers[names[number]] for number in own]
-                parts = [Layer(lora.get_base_layer(), lora.scaling["default"]) for lora in loras]
-                matrices = [
-                    matrix
-                    for lora in loras
-                    for matrix in (lora.lora_A["default"].weight, lora.lora_B["default"].weight)
-                ]
+                loras = [layers[names[number]] for number in own]
+                parts, matrices = list(map(layer_of, loras)), matrices_of(loras)
                 found.append(
                     AdapterSegment(
                         tokens, own, parts, factors_of(parts, matrices, dtype), matrices, dropout,
@@ -158,6 +159,11 @@ class JointDecoder:
         outputs: tuple[torch.Tensor, ...] = SegmentedLora.apply(x, bases, segments, *matrices)
         return outputs
 
+    def _product(self, name: str, base: nn.Linear, x: torch.Tensor) -> torch.Tensor | None:
+        """The same of one layer."""
+        outputs = self._products([name], [base], x)
+        return None if outputs is None else outputs[0]
+
     def _mlp(self, names: Sequence[str], mlp: Any, x: torch.Tensor) -> torch.Tensor | None:
         dtype = _compute_type(x)
         both = self._segments(names[:2], dtype), self._segments(names[2:], dtype)
@@ -169,20 +175,11 @@ class JointDecoder:
         return output
 
 
-def _one_layer(
-    own_forward: Any, compute: Callable[[torch.Tensor], Sequence[torch.Tensor] | None]
-) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+def _either(compute: Callable[[torch.Tensor], torch.Tensor | None], own_forward: Any) -> Any:
+    """A forward: what is computed, or the module's own where that is None."""
+
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         found = compute(x)
-        output: torch.Tensor = own_forward(x) if found is None else found[0]
-        return output
-
-    return forward
-
-
-def _mlp(own_forward: Any, compute: Callable[[Any, torch.Tensor], torch.Tensor | None]) -> Any:
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        found = compute(self, x)
         output: torch.Tensor = own_forward(x) if found is None else found
         return output
 
@@ -197,11 +194,6 @@ def _embedded(inputs: Mapping[str, Any], embed: nn.Module) -> torch.Tensor:
 
 def _prefixes(inputs: Mapping[str, Any]) -> Sequence[int]:
     return inputs.get("prefixes") or [0] * len(inputs["documents"])
-
-
-def _dropout(layer: LoraLayer) -> float:
-    dropout: Any = layer.lora_dropout["default"]
-    return float(dropout.p) if isinstance(dropout, nn.Dropout) else 0.0
 
 
 def _compute_type(x: torch.Tensor) -> torch.dtype:

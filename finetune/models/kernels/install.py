@@ -182,7 +182,7 @@ def _one_layer(own_forward: Any, engine: Engine, factors: FactorsOfModel) -> Any
         if dtype is None:
             output: torch.Tensor = own_forward(x, *arguments, **options)
             return output
-        return _fused([self], x, dtype, factors, _dropout(self))[0]
+        return _fused([self], x, dtype, factors, dropout_of(self))[0]
 
     return forward
 
@@ -190,11 +190,11 @@ def _one_layer(own_forward: Any, engine: Engine, factors: FactorsOfModel) -> Any
 def _gated_mlp(own_forward: Any, engine: Engine, factors: FactorsOfModel, tile_tokens: int | None) -> Any:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         layers = [self.gate_proj, self.up_proj, self.down_proj]
-        dtype = None if any(map(_dropout, layers)) else _compute_type(layers, x, engine)
+        dtype = None if any(map(dropout_of, layers)) else _compute_type(layers, x, engine)
         if dtype is None:
             tiles = [x] if tile_tokens is None else x.split(tile_tokens, dim=-2)
             return torch.cat([own_forward(tile) for tile in tiles], dim=-2)
-        parts, matrices = tuple(map(_layer, layers)), _matrices(layers)
+        parts, matrices = tuple(map(layer_of, layers)), matrices_of(layers)
         both = factors.of(parts[:2], matrices[:4], dtype), factors.of(parts[2:], matrices[4:], dtype)
         call = parts, both, matrices
         return Mlp(*call)(x) if tile_tokens is None else TiledMlp(*call, tile_tokens)(x)
@@ -244,7 +244,7 @@ class OneInput:
 def _side_by_side(
     layers: list[Any], engine: Engine, factors: FactorsOfModel, x: torch.Tensor
 ) -> Sequence[torch.Tensor] | None:
-    dtype = None if any(map(_dropout, layers)) else _compute_type(layers, x, engine)
+    dtype = None if any(map(dropout_of, layers)) else _compute_type(layers, x, engine)
     return None if dtype is None else _fused(layers, x, dtype, factors)
 
 
@@ -255,18 +255,20 @@ def _fused(
     factors: FactorsOfModel,
     dropout: float = 0.0,
 ) -> tuple[torch.Tensor, ...]:
-    parts, matrices = tuple(map(_layer, layers)), _matrices(layers)
+    parts, matrices = tuple(map(layer_of, layers)), matrices_of(layers)
     outputs: tuple[torch.Tensor, ...] = FusedLora.apply(
         x, parts, dropout, factors.of(parts, matrices, dtype), *matrices
     )
     return outputs
 
 
-def _layer(layer: Any) -> Layer:
+def layer_of(layer: Any) -> Layer:
+    """A LoRA layer as the kernels have it."""
     return Layer(layer.get_base_layer(), layer.scaling["default"])
 
 
-def _matrices(layers: list[Any]) -> list[torch.Tensor]:
+def matrices_of(layers: Sequence[Any]) -> list[torch.Tensor]:
+    """A and B of each LoRA layer in turn."""
     return [
         matrix
         for layer in layers
@@ -274,7 +276,8 @@ def _matrices(layers: list[Any]) -> list[torch.Tensor]:
     ]
 
 
-def _dropout(layer: Any) -> float:
+def dropout_of(layer: Any) -> float:
+    """The probability with which an input of a LoRA layer is dropped now."""
     dropout = layer.lora_dropout["default"]
     return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
@@ -283,7 +286,7 @@ def _compute_type(layers: list[Any], x: torch.Tensor, engine: Engine) -> torch.d
     """The type in which peft would multiply; None where these layers' call can't be fused."""
     if any(layer.disable_adapters or layer.merged for layer in layers):
         return None
-    bases, matrices = [layer.get_base_layer() for layer in layers], _matrices(layers)
+    bases, matrices = [layer.get_base_layer() for layer in layers], matrices_of(layers)
     if any(
         engine.unfusable(base.weight) is not None for base in bases
     ):  # NF4 is cut up after it was loaded; see unsupported
