@@ -31,10 +31,10 @@ def pair_rewards(
     if not objective.writes_text:
         outputs, _ = classify(model, documents, cast(HeadSection, objective.brought_head), batch_size)
         return [(chosen, rejected) for chosen, rejected in outputs.reshape(-1, 2).tolist()]
-    log_probabilities, tokens = _measured(model, documents, batch_size)
+    log_probabilities, tokens = _measured(model, documents, batch_size, 2)
     reference = None
     if objective.has_reference:
-        reference = _of_reference(model, documents, objective, batch_size).reshape(-1, 2)
+        reference = _of_reference(model, documents, objective, batch_size, 2).reshape(-1, 2)
     scores = PairScores(log_probabilities.reshape(-1, 2), tokens.reshape(-1, 2), reference)
     return [(chosen, rejected) for chosen, rejected in objective.rewards(scores).tolist()]
 
@@ -53,7 +53,11 @@ def judged_rewards(
 
 
 def _of_reference(
-    model: PreTrainedModel, documents: Sequence[Document], objective: PairObjective | Kto, batch_size: int
+    model: PreTrainedModel,
+    documents: Sequence[Document],
+    objective: PairObjective | Kto,
+    batch_size: int,
+    documents_per_row: int = 1,
 ) -> torch.Tensor:
     """The log-probability of each answer (N)."""
     if not isinstance(model, PeftModel) or not objective.is_relative_to_base:
@@ -64,13 +68,13 @@ def _of_reference(
             "metrics.jsonl."
         )
     with without_adapter(model):
-        return _measured(model, documents, batch_size)[0]
+        return _measured(model, documents, batch_size, documents_per_row)[0]
 
 
 def _measured(
-    model: PreTrainedModel, documents: Sequence[Document], batch_size: int
+    model: PreTrainedModel, documents: Sequence[Document], batch_size: int, documents_per_row: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and numbers of tokens of the answers (N each)."""
-    losses = document_losses(model, documents, batch_size)
+    losses = document_losses(model, documents, batch_size, documents_per_row)
     sums = torch.tensor([-loss.loss_sum for loss in losses], dtype=torch.float64)
     return sums, torch.tensor([max(1, loss.tokens) for loss in losses], dtype=torch.float64)
