@@ -100,7 +100,7 @@ def test_a_name_that_is_nothing_claims_nothing(
     (tmp_path / "runs" / "tiny-001").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     for name in ("runs/tiny-01", "./runs/tiny-01"):
-        with pytest.raises(ModelError, match=r"did you mean (\./)?runs/tiny-001") as caught:
+        with pytest.raises(ModelError, match=r"Did you mean (\./)?runs/tiny-001") as caught:
             choose_target(name, None)
         assert "whole weights" not in str(caught.value)
     with pytest.raises(ModelError, match=r"no folder here .*hub does not give it: .*could not be fetched"):
