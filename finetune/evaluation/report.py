@@ -17,7 +17,7 @@ from finetune.evaluation.head_predictions import classify
 from finetune.evaluation.label_likelihood import label_likelihoods
 from finetune.evaluation.losses import document_losses
 from finetune.evaluation.predictions import OnProgress, answer_questions
-from finetune.evaluation.rewards import judged_rewards, pair_rewards
+from finetune.evaluation.preference_rewards import judged_rewards, pair_rewards
 from finetune.evaluation.sandbox.programs import run_answers
 from finetune.generation.base_options import unused_options
 from finetune.generation.generate import cut_notes
