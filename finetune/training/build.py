@@ -342,7 +342,7 @@ def _fills_layers(recipe: Recipe, inputs: Inputs, engine: Engine) -> bool:
         and not config.get("quantization_config")
         and not is_pruned(inputs.base.folder, adapter, engine)
         and not starts
-        and adapter.saved_rank >= this_group().world_size
+        and min(adapter.saved_rank, *adapter.ranks) >= this_group().world_size
     )
 
 
