@@ -166,15 +166,16 @@ def continue_adapter(
         "lora_alpha": section.alpha,
         "rank_pattern": _by_peft(section.rank_pattern),
         "alpha_pattern": _by_peft(section.alpha_pattern),
-        "exclude_modules": list(section.exclude_modules) or None,
         "use_rslora": section.use_rslora,
         "use_dora": section.use_dora,
     }
     wanted |= {"lora_dropout": section.dropout} if section.dropout else {}
+    wanted |= {"exclude_modules": list(section.exclude_modules)} if section.exclude_modules else {}
     if section.modules_to_save and set(found["modules_to_save"] or ()) != set(section.modules_to_save):
         wanted["modules_to_save"] = list(section.modules_to_save)
     for key, value in wanted.items():
-        if (held := found[key]) != value:
+        held = found[key]
+        if held != value and (held or value):  # adapters from before peft had patterns have None
             raise ModelError(
                 f"adapter.continue_from: {folder} was trained with {key} {held}, the recipe asks for {value}."
             )
