@@ -239,7 +239,6 @@ def test_a_continued_adapter_that_cant_be_used_is_refused_before_the_data(
     path = first.adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     monkeypatch.setattr(build, "prepare_data", lambda *_, **__: pytest.fail("the data were prepared"))
+    asked = {"rank": 4, "continue_from": str(first.adapter)} | (SMALLER if changes == SMALLER else {})
     with pytest.raises(ModelError, match=message):
-        asked = SMALLER if changes == SMALLER else {}
-        continued = {"rank": 4, "continue_from": str(first.adapter)}
-        build.build_inputs(make_recipe(adapter=continued | asked, train=SHORT))
+        build.build_inputs(make_recipe(adapter=asked, train=SHORT))
