@@ -345,7 +345,10 @@ class TrainingSession:
             logger.info(line)
         if self.trainer.start_hash:  # checkpoints of earlier versions don't say
             self.changed = written != self.trainer.start_hash
-        if self.changed is False:
+        verdict = None if self.trainer.rollouts is None else self.trainer.rollouts.verdict()
+        if verdict is not None:
+            logger.warning(verdict)
+        elif self.changed is False:
             logger.warning(
                 "nothing was learned: each trained weight is bit for bit what it was before the first step. "
                 f"train.learning_rate ({self.recipe.train.learning_rate:g}) may be too small for it; "
