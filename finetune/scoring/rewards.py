@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
+from numbers import Real
 from typing import Any
 
 from finetune.recipe.schema.rewards import RewardSection
@@ -48,10 +49,7 @@ def number(answer: str, references: Sequence[str]) -> float:
 
 def regex(section: RewardSection) -> Callable[[str], float]:
     """1 where the pattern is found. Raises ValueError for one that can't be read."""
-    try:
-        pattern = re.compile(section.pattern or "", re.DOTALL)
-    except re.error as error:
-        raise ValueError(f"the pattern {section.pattern!r} can't be read: {error}") from None
+    pattern = _pattern(section.pattern or "", re.DOTALL)
     return lambda answer: float(pattern.search(answer) is not None)
 
 
@@ -81,6 +79,12 @@ TYPES: dict[str, Callable[[Any], bool]] = {
         not isinstance(value, bool) and isinstance(value, int | float) and value == value // 1
     ),
 }
+FORMS: dict[str, type] = {
+    "properties": dict, "required": list, "enum": list, "anyOf": list, "pattern": str,
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), int),
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), Real),
+}  # fmt: skip
+"""What keywords hold."""
 BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
     "minimum": lambda value, bound: not TYPES["number"](value) or value >= bound,
     "maximum": lambda value, bound: not TYPES["number"](value) or value <= bound,
@@ -113,8 +117,8 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
         return False
     if "anyOf" in schema and not any(fits(value, one) for one in schema["anyOf"]):
         return False
-    if isinstance(value, list):
-        return all(fits(item, schema.get("items", {})) for item in value)
+    if isinstance(value, list) and "items" in schema:
+        return all(fits(item, schema["items"]) for item in value)
     if not isinstance(value, dict):
         return True
     known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
@@ -133,6 +137,10 @@ def check_schema(schema: Any, place: str = "json_schema") -> None:
     strange = [name for name in schema if name not in KEYWORDS | ANNOTATIONS]
     if strange:
         raise ValueError(f"{place} has {strange[0]!r}, which isn't read here; it may have {sorted(KEYWORDS)}")
+    for name, form in FORMS.items():
+        if name in schema and not isinstance(schema[name], form):
+            raise ValueError(f"{place}.{name} is {schema[name]!r}; JSON Schema has {form.__name__} there")
+    _pattern(schema.get("pattern", ""))
     kinds = schema.get("type", [])
     for kind in [kinds] if isinstance(kinds, str) else kinds:
         if kind not in TYPES:
@@ -141,9 +149,17 @@ def check_schema(schema: Any, place: str = "json_schema") -> None:
         check_schema(below, f"{place}.properties.{name}")
     for number_of, below in enumerate(schema.get("anyOf", ())):
         check_schema(below, f"{place}.anyOf.{number_of}")
-    for name in ("items", "additionalProperties"):
-        if not isinstance(schema.get(name, {}), bool):
-            check_schema(schema.get(name, {}), f"{place}.{name}")
+    if "items" in schema:
+        check_schema(schema["items"], f"{place}.items")
+    if not isinstance(schema.get("additionalProperties", True), bool):
+        check_schema(schema["additionalProperties"], f"{place}.additionalProperties")
+
+
+def _pattern(text: str, flags: int = 0) -> re.Pattern[str]:
+    try:
+        return re.compile(text, flags)
+    except re.error as error:
+        raise ValueError(f"the pattern {text!r} can't be read: {error}") from None
 
 
 def _same(one: Any, other: Any) -> bool:
