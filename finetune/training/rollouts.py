@@ -28,6 +28,7 @@ from finetune.models.device import widest_type
 from finetune.models.kernels.noise import seed_of
 from finetune.models.policy import advantages_of
 from finetune.objectives.grpo import Grpo, GrpoOptions
+from finetune.runs.trackers import GeneratedSample
 from finetune.scoring.measured import Prediction, Question
 from finetune.training.batches import collate
 from finetune.training.prompts import PromptFeed
@@ -91,6 +92,8 @@ class Rollouts:
             "reward", "reward_deviation", *(f"rewards/{name}" for name in rewards.table), "answer_tokens",
             "truncated", "groups_without_signal", *(f"reward_errors/{name}" for name in rewards.counted),
         )  # fmt: skip
+        self.first_prompt = list[GeneratedSample]()
+        """The answers to the first of the prompts that were answered last, with their rewards."""
         self.sums = self._nothing()
         self.steps = self.steps_without_signal = 0
 
@@ -160,6 +163,15 @@ class Rollouts:
         ]
         tokens = [len(one.ids) for own in samples for one in own]
         found = torch.tensor(self.rewards.of(answers, tokens), dtype=torch.float64)
+        first = range(len(samples[0]) if samples else 0)
+        self.first_prompt = [
+            GeneratedSample(
+                answers[index].question.text,
+                answers[index].text,
+                dict(zip(self.rewards.table, found[index].tolist(), strict=True)),
+            )
+            for index in first
+        ]
         weights = [section.weight for section in self.rewards.table.values()]
         return found.reshape(len(answers), -1) * torch.tensor(weights, dtype=torch.float64)
 

@@ -331,3 +331,13 @@ def test_a_python_reward_needs_permission(asking: Asking, tmp_path: Path) -> Non
     recipe = asking(objective=OBJECTIVE | {"rewards": {"own": {"kind": "python", "code": str(code)}}})
     with pytest.raises(DataError, match=r"objective.rewards.own would run .*rewards.py(.|\n)*--allow-code"):
         build.build_inputs(recipe)
+
+
+def test_answers_are_kept_with_their_rewards(asking: Asking) -> None:
+    """Those to a prompt of the first step, as the log's means have them."""
+    run = start(asking(train={"global_batch_size": 1, "micro_batch_size": 1, "max_steps": 2}))
+    entries = list(map(json.loads, (run.path / "answers.jsonl").read_text().splitlines()))
+    assert [entry["step"] for entry in entries] == [1] * 6
+    digits = [entry["rewards"]["digits"] for entry in entries]
+    assert digits == [float(any(letter.isdigit() for letter in entry["answer"])) for entry in entries]
+    assert sum(digits) / 6 == pytest.approx(column(run, "train/rewards/digits")[0])
