@@ -17,7 +17,7 @@ def prompts_of(
 ) -> tuple[list[Question], list[Question]]:
     """What the rows to train on, and those to evaluate on, ask. Raises FinetuneError for a row without a
     prompt, and for one that leaves no room for the longest answer in so many positions."""
-    longest = recipe.objective.options.get("max_new_tokens", 256)
+    longest = recipe.objective.options["max_new_tokens"]
     sides = []
     for rows in (data.training_rows(), data.evaluation_rows[: recipe.evaluate.max_rows]):
         found = questions_of(rows, tokenizer, recipe.data, merged=False)
