@@ -2,7 +2,7 @@
 
     python benchmarks/bench_grpo.py                        # three seeds
     python benchmarks/bench_grpo.py --seeds 1 --start RUN  # from a supervised run that is there
-    python benchmarks/bench_grpo.py --gamed                # a reward that can be had without doing the task
+    python -m benchmarks.bench_grpo --gamed                # a reward that can be had without doing the task
     python benchmarks/bench_grpo.py --trl DIR              # the losses beside TRL's, installed there
 
 SmolLM2-135M learns the quickstart's task (orders as JSON) for 20 steps, and goes on from there by the rewards
@@ -10,7 +10,7 @@ of its own answers: whether they are JSON of the right fields, and equal to the 
 no template and no value with those that are learned; their exact match of greedy answers is measured before
 and after, with 95 % intervals, and of the merged weights.
 
---gamed: the reward is the schema alone. It rises, whatever the answers say.
+--gamed: a tiny model that knows three answers by heart, one of which has numbers, is rewarded for numbers.
 
 --trl: random log-probabilities, advantages and lengths through our losses and TRL's, in float32.
 """
@@ -40,14 +40,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--start", type=Path, help="a supervised run to go on from, in place of a new one")
-    parser.add_argument("--gamed", action="store_true", help="the schema alone is rewarded")
+    parser.add_argument("--gamed", action="store_true", help="a tiny model, rewarded for numbers")
     parser.add_argument("--trl", type=Path, help="the folder of TRL's package: our losses beside its own")
     asked = parser.parse_args()
     if asked.trl is not None:
         losses(asked.trl)
         return
     with tempfile.TemporaryDirectory() as name:
-        learn(Path(name), asked)
+        if asked.gamed:
+            gamed(Path(name))
+        else:
+            learn(Path(name), asked)
 
 
 def learn(folder: Path, asked: argparse.Namespace) -> None:
@@ -65,8 +68,6 @@ def learn(folder: Path, asked: argparse.Namespace) -> None:
     before = finetune.evaluate(start, QUICKSTART, common)
     print(f"supervised start: exact match {_interval(before)}", flush=True)
     changed = {**common, "adapter.continue_from": str(start if asked.start else start.folder)}
-    if asked.gamed:
-        changed["objective.rewards.exact.weight"] = 0.0
     for seed in range(asked.seeds):
         run = finetune.train(RECIPE, {**changed, "train.seed": seed, "train.max_steps": asked.steps})
         after = finetune.evaluate(run)
@@ -88,6 +89,58 @@ def learn(folder: Path, asked: argparse.Namespace) -> None:
 def _interval(report: Any) -> str:
     found = report.scores["exact_match"].interval
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def gamed(folder: Path) -> None:
+    """A tiny model that knows its answers, and what it says once numbers are rewarded."""
+    import json
+
+    from transformers import AutoTokenizer
+
+    from tests.support.models import MEMORISED, save_tiny_llama
+    from tests.support.models import learn as memorise
+
+    save_tiny_llama(folder / "base")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "base")
+    turns = [
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        for asked, said in MEMORISED.items()
+    ]
+    prompts = [
+        tokenizer.apply_chat_template(one[:1], tokenize=False, add_generation_prompt=True) for one in turns
+    ]
+    texts = [(prompt, f"{one[1]['content']}<|im_end|>") for prompt, one in zip(prompts, turns, strict=True)]
+    rows = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"] for text in pair) for pair in texts]
+    memorise(folder / "base", rows)
+    lines = "".join(json.dumps({"messages": one}) + "\n" for one in turns)
+    (folder / "rows.jsonl").write_text(lines)
+    source = {"path": str(folder / "rows.jsonl"), "format": "messages"}
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(json.dumps({
+        "model": {"base": str(folder / "base")}, "adapter": {"rank": 8},
+        "data": {
+            "train": [source], "evaluation": {"sources": [source]}, "clean": {"leakage": "keep"},
+            "allow_findings": ["leakage"], "max_length_tokens": 96,
+        },
+        "objective": {
+            "kind": "grpo", "group_size": 16, "max_new_tokens": 32, "temperature": 1.5,
+            "rewards": {"has_a_number": {"kind": "regex", "pattern": "[0-9]"}},
+        },
+        "train": {
+            "precision": "fp32", "learning_rate": 3e-3, "schedule": "constant", "max_steps": 40,
+            "global_batch_size": 3, "micro_batch_size": 3, "evaluate_every": "never", "rehearsal": False,
+        },
+        "evaluate": {"metrics": ["exact_match"]}, "tracking": {"tracker": "none"},
+        "output": {"folder": str(folder / "runs")},
+    }))  # fmt: skip
+    before = finetune.evaluate(folder / "base", recipe)
+    run = finetune.train(recipe)
+    after = finetune.evaluate(run)
+    rewards = [entry["train/reward"] for entry in run.curves() if "train/reward" in entry]
+    print(f"reward {rewards[0]:.3f} to {rewards[-1]:.3f}")
+    print(f"exact match {before.values['exact_match']:.3f} to {after.values['exact_match']:.3f}")
+    for answer in after.measured.answers:
+        print(f"  {answer.question.text!r}: {answer.text!r}")
 
 
 def losses(trl: Path) -> None:

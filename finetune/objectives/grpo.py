@@ -162,6 +162,7 @@ class Grpo(Objective):
             "train.base_arithmetic": train.base_arithmetic is not None,
             "data.pack_length_tokens": data.pack_length_tokens is not None,
             "data.pack_split": data.pack_split,
+            "data.over_length": data.over_length == "split",
             "data.streaming": data.streaming is not None,
             "data.loss_weights": bool(data.loss_weights),
             "data.attention": asked(recipe, given, "data.attention"),

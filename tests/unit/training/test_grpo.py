@@ -18,6 +18,7 @@ from finetune.runs.folder import RunFolder
 from finetune.training import build
 from finetune.training import run as training
 from finetune.training.batches import Batching
+from finetune.training.prompts import PromptFeed
 from tests.support.messages import hearing, sending
 from tests.support.models import save_tiny_llama
 from tests.support.preferences import column
@@ -106,6 +107,18 @@ def test_the_trainer_sees_the_sampler_s_probabilities(asking: Asking, temperatur
     drift = torch.cat(drifts)
     assert float(drift.max()) <= 1e-4
     assert float(drift.mean()) <= 1e-5
+
+
+def test_a_row_is_asked_its_own_prompt(asking: Asking) -> None:
+    """Which row a micro-batch names is the row whose prompt is answered, and whose answer is compared with."""
+    feed = trainer_of(asking(), Path("unused")).feed
+    assert isinstance(feed, PromptFeed)
+    for question, document in zip(feed.questions, feed.table, strict=True):
+        prompt = list(question.prompt_ids)
+        assert document.token_ids[: len(prompt)] == prompt
+        assert question.place == document.place
+    (epoch,) = [sorted(row for batch, _ in zip(feed, range(6), strict=False) for row in batch["rows"])]
+    assert epoch == list(range(12))
 
 
 def _first_step(trainer: Any) -> list[dict[str, Any]]:
@@ -265,6 +278,10 @@ def test_answers_that_were_cut_teach_nothing_when_masked(asking: Asking) -> None
         (
             "{objective: {kind: grpo, rewards: {a: {kind: number}}}, data: {train: [{path: a.txt, format: text}]}}",
             "data.train.0.format  objective grpo asks prompts",
+        ),
+        (
+            "{objective: {kind: grpo, rewards: {a: {kind: number}}}, data: {over_length: split}}",
+            "data.over_length  objective grpo: this is about rows' own answers",
         ),
         (
             "objective: {kind: grpo, rewards: {a: {kind: number, pattern: x}}}",
