@@ -117,7 +117,7 @@ class Rollouts:
         samples = self._samples(questions, size, step)
         values = self._scored(questions, samples)
         totals = values.sum(dim=1).reshape(-1, size)
-        learns = totals.amax(dim=1) - totals.amin(dim=1) > SAME if len(totals) else totals.new_zeros(0).bool()
+        learns = totals.amax(dim=1) - totals.amin(dim=1) > SAME
         found = advantages_of(
             totals,
             self.objective.scale,
@@ -162,18 +162,14 @@ class Rollouts:
             for one in own
         ]
         tokens = [len(one.ids) for own in samples for one in own]
-        found = torch.tensor(self.rewards.of(answers, tokens), dtype=torch.float64)
-        first = range(len(samples[0]) if samples else 0)
+        found, table = self.rewards.of(answers, tokens), self.rewards.table
         self.first_prompt = [
-            GeneratedSample(
-                answers[index].question.text,
-                answers[index].text,
-                dict(zip(self.rewards.table, found[index].tolist(), strict=True)),
-            )
-            for index in first
+            GeneratedSample(answer.question.text, answer.text, dict(zip(table, own, strict=True)))
+            for answer, own in zip(answers, found, strict=True)
+            if answer.question is questions[0]
         ]
-        weights = [section.weight for section in self.rewards.table.values()]
-        return found.reshape(len(answers), -1) * torch.tensor(weights, dtype=torch.float64)
+        weights = torch.tensor([section.weight for section in table.values()], dtype=torch.float64)
+        return torch.tensor(found, dtype=torch.float64).reshape(len(answers), len(table)) * weights
 
     def _deviation(self, totals: torch.Tensor) -> float:
         """That of the rewards of the complete step, over all processes; all of them must ask."""

@@ -11,9 +11,10 @@ from tests.support.models import save_tiny_llama
 
 
 def sections(folder: Path, **objective: Any) -> dict[str, Any]:
-    """A recipe's sections, on a base whose answers differ from one another; prompts don't come out even."""
+    """A recipe's sections, on a base whose answers differ from one another; in the last step of an epoch one
+    of two processes has no prompt."""
     save_tiny_llama(folder / "base", initializer_range=0.15)
-    rows = [{"prompt": f"number {index}?", "completion": f"it is {index}"} for index in range(13)]
+    rows = [{"prompt": f"number {index}?", "completion": f"it is {index}"} for index in range(12)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     rewards = {"digits": {"kind": "regex", "pattern": "[0-9]"}, "short": {"kind": "length", "most_tokens": 4}}
     return {
