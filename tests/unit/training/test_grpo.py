@@ -11,17 +11,22 @@ import pytest
 import torch
 
 from data_prep.errors import DataError
-from finetune.errors import FinetuneError, ModelError
+from finetune.errors import FinetuneError, ModelError, RecipeError
+from finetune.evaluation.text_scores import rewards_of_answers
+from finetune.generation.loading import load_ready
+from finetune.objectives.reward import HEAD
+from finetune.recipe.load import load_recipe
 from finetune.recipe.rules.objective import with_objective_defaults
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
+from finetune.runs.target import resolve_target
 from finetune.training import build
 from finetune.training import run as training
 from finetune.training.batches import Batching
 from finetune.training.prompts import PromptFeed
 from tests.support.messages import hearing, sending
 from tests.support.models import save_tiny_llama
-from tests.support.preferences import column
+from tests.support.preferences import column, write_pairs
 from tests.support.processes import adapter_of, assert_equal, start, trainer_of
 from tests.support.recipes import found
 
@@ -358,3 +363,45 @@ def test_answers_are_kept_with_their_rewards(asking: Asking) -> None:
     digits = [entry["rewards"]["digits"] for entry in entries]
     assert digits == [float(any(letter.isdigit() for letter in entry["answer"])) for entry in entries]
     assert sum(digits) / 6 == pytest.approx(column(run, "train/rewards/digits")[0])
+
+
+def test_a_reward_model_s_number_is_the_reward(asking: Asking, base: Path, tmp_path: Path) -> None:
+    """That which the run itself gives of a prompt and an answer."""
+    pairs = {
+        "data": {
+            "train": [{"path": write_pairs(tmp_path / "pairs.jsonl"), "format": "preference"}],
+            "evaluation": None,
+            "max_length_tokens": 96,
+        },
+        "train": TRAIN | {"max_steps": 2},
+        "objective": {"kind": "reward"},
+        "adapter": {"rank": 4},
+        "model": {"base": str(base), "head": {"problem": "regression"}},
+        "tracking": {"tracker": "none"},
+        "output": {"folder": str(tmp_path / "runs")},
+    }
+    judge = start(with_objective_defaults(Recipe.model_validate(pairs)), "judge")
+    objective = OBJECTIVE | {"rewards": {"judge": {"kind": "run", "run": str(judge.path)}}}
+    rows = [{"messages": [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "1"}]}] * 2
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": [{"path": str(tmp_path / "chats.jsonl"), "format": "messages"}], "evaluation": None}
+    run = start(asking(objective=objective, data=data, train={"max_steps": 1}))
+    entries = list(map(json.loads, (run.path / "answers.jsonl").read_text().splitlines()))
+    asked = [(entry["prompt"], entry["answer"]) for entry in entries]
+    given = [entry["rewards"]["judge"] for entry in entries]
+    assert len(set(given)) > 1
+    model, tokenizer = load_ready(resolve_target(str(judge.path)), dtype=torch.float32)
+    expected = rewards_of_answers(model, tokenizer, asked, HEAD, 4)
+    assert given == pytest.approx([own for (own,) in expected], abs=1e-5)
+
+
+def test_a_reward_s_file_lies_beside_its_recipe(tmp_path: Path) -> None:
+    """A path is one from the file that names it; one that isn't there is said at its place."""
+    (tmp_path / "mine.py").write_text("def reward(prompt, answer, references): return 1\n")
+    path = tmp_path / "own.yaml"
+    rewards = "extends: grpo/orders\nobjective: {rewards: {own: {kind: python, code: %s}}}\n"
+    path.write_text(rewards % "mine.py")
+    assert load_recipe(path).recipe.objective.options["rewards"]["own"]["code"] == str(tmp_path / "mine.py")
+    path.write_text(rewards % "yours.py")
+    with pytest.raises(RecipeError, match=r"own.yaml:2:\d+  objective.rewards.own.code  no such Python file"):
+        load_recipe(path)
