@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-kernels bench-launch bench-distill bench-many bench-merge bench-gpu bench-serve bench-generate bench-rounding bench-prune bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
+.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-kernels bench-launch bench-distill bench-grpo bench-many bench-merge bench-gpu bench-serve bench-generate bench-rounding bench-prune bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ bench-many: $(VENV)/.installed-dev  ## adapters that train together beside the s
 
 bench-distill: $(VENV)/.installed-dev  ## what a teacher adds to the same rows, with intervals; beside TRL's loss where TRL names the folder
 	$(BIN)/python benchmarks/bench_distill.py $(if $(TRL),--trl $(TRL))
+
+bench-grpo: $(VENV)/.installed-dev  ## what rewards bring to a supervised start, with intervals; the losses beside TRL's where TRL names the folder
+	$(BIN)/python benchmarks/bench_grpo.py $(if $(TRL),--trl $(TRL))
 
 bench-launch: $(VENV)/.installed-dev  ## one process beside two, for each engine
 	$(BIN)/python benchmarks/bench_launch.py

@@ -3,14 +3,14 @@
 import hashlib
 import sys
 import types
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.config import RowsSource, Source
 from data_prep.disk import NOTES_BYTES, read_regular
 from data_prep.errors import DataError
-from data_prep.formats.base import Columns, Format, FormatOptions, Option, ParseRow
+from data_prep.formats.base import Columns, Format, FormatOptions, Option
 from data_prep.formats.chat import MESSAGES
 from data_prep.formats.columns import a_json_type
 from data_prep.formats.prompt_completion import FORMAT as PROMPT_COMPLETION
@@ -29,18 +29,20 @@ def code_sha256(path: str) -> str:
 
 def check_allowed(sources: Sequence[Source], allowed: Collection[str]) -> None:
     """Raise DataError for code that wasn't allowed on the command line."""
-    codes = {
-        source.code: code_sha256(source.code)
-        for source in sources
-        if isinstance(source, RowsSource) and source.code
-    }
-    for path, sha256 in codes.items():
-        if not _is_allowed(sha256, allowed):
-            raise DataError(
-                f"format python would run {path}. Read it; if you trust it, allow exactly this content on "
-                "the command line:\n"
-                f"  --allow-code {sha256}"
-            )
+    codes = [source.code for source in sources if isinstance(source, RowsSource) and source.code]
+    for path in dict.fromkeys(codes):
+        require_allowed(path, allowed, "format python")
+
+
+def require_allowed(path: str, allowed: Collection[str], what: str) -> None:
+    """Raise DataError unless the code of a file, which `what` would run, was allowed on the command line."""
+    sha256 = code_sha256(path)
+    if not _is_allowed(sha256, allowed):
+        raise DataError(
+            f"{what} would run {path}. Read it; if you trust it, allow exactly this content on "
+            "the command line:\n"
+            f"  --allow-code {sha256}"
+        )
 
 
 def _is_allowed(sha256: str, allowed: Collection[str]) -> bool:
@@ -48,8 +50,8 @@ def _is_allowed(sha256: str, allowed: Collection[str]) -> bool:
     return sha256 in map(str.lower, allowed)
 
 
-def load_code(path: str, allowed: Collection[str]) -> ParseRow:
-    """The function parse(row) of a Python file, which is executed to define it.
+def load_code(path: str, allowed: Collection[str], function: str = "parse(row)") -> Callable[..., Any]:
+    """A function of a Python file, which is executed to define it.
 
     Raises DataError where the file's SHA-256 isn't among those that were allowed, where running it fails, and
     where it has no such function.
@@ -71,13 +73,13 @@ def load_code(path: str, allowed: Collection[str]) -> ParseRow:
             f"code {path} raised an error while it was run: {type(error).__name__}: {error}"
         ) from error
     found = vars(module)
-    parse = found.get("parse")
-    if not callable(parse):
+    made = found.get(function.partition("(")[0])
+    if not callable(made):
         names = ", ".join(
             name for name, value in found.items() if callable(value) and not name.startswith("_")
         )
-        raise DataError(f"code {path} has no function parse(row); it has {names or 'no functions'}")
-    return parse
+        raise DataError(f"code {path} has no function {function}; it has {names or 'no functions'}")
+    return made
 
 
 def parse_by_code(values: dict[str, Any], options: FormatOptions) -> list[Any]:

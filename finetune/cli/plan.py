@@ -47,7 +47,8 @@ def plan(
         return
     for line in heading(found):
         out(line)
-    parts = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "passing", "overhead")
+    parts = ["weights", "adapter", "gradients", "optimizer", "activations", "logits", "passing", "overhead"]
+    parts += ["drawing"] if any(way.memory.drawing for way in found.ways) else []
     rows = [["GB a process", *parts, "total", ""]]
     for way in found.ways:
         fits = {None: "", True: "fits", False: "does not fit"}[way.fits]

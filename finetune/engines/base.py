@@ -198,6 +198,11 @@ class Engine:
                 "objective.teacher: each process would hold the teacher whole, or gather the student once "
                 f"more, and {self.name} cuts models up. Take ddp."
             )
+        if recipe.objective.draws and self.steps_in_backward:
+            return (
+                f"objective.kind: {recipe.objective.kind}: {self.name} takes its step in the backward pass, "
+                "and one whose rewards teach nothing must be left out. Take ddp or fsdp2."
+            )
         if recipe.train.base_arithmetic is not None and self.takes_over:
             return (
                 f"train.base_arithmetic: {recipe.train.base_arithmetic}: {self.name} moves and cuts up a "

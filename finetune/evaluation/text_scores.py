@@ -86,6 +86,17 @@ def rewards_of_answers(
     for number, example in enumerate(examples):
         if isinstance(example, PlainText):
             raise FinetuneError(f"item {number} has no prompt: a reward is that of an answer to one.")
+    return rewards_of_examples(model, tokenizer, examples, head, batch_size)
+
+
+def rewards_of_examples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Sequence[Example],
+    head: HeadSection,
+    batch_size: int,
+) -> list[list[float]]:
+    """A reward model's number (N x 1) for the last answer of each example."""
     return _outputs(model, tokenizer, examples, head, RewardEncoding(), batch_size)
 
 

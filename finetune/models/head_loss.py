@@ -26,11 +26,15 @@ Criterion = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 gradients of their logits (n x V)."""
 
 
-def cross_entropy(labels: torch.Tensor, smoothing: float = 0.0) -> Criterion:
-    """That of labels (N)."""
+def cross_entropy(labels: torch.Tensor, smoothing: float = 0.0, temperature: float = 1.0) -> Criterion:
+    """That of labels (N), of logits divided by the temperature."""
 
     def criterion(logits: torch.Tensor, here: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        return losses_to_gradient(logits, labels[here], smoothing)
+        if temperature == 1:
+            return losses_to_gradient(logits, labels[here], smoothing)
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        losses, gradient = losses_to_gradient(wide.div_(temperature), labels[here], smoothing)
+        return losses, gradient.div_(temperature)
 
     return criterion
 

@@ -111,9 +111,10 @@ def position_cross_entropy(
     head: Head,
     most_chunks: MostChunks | None,
     any_state: torch.Tensor,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """The cross-entropy (N) of N x D states by their labels (N), in float32 (or float64); the head runs chunk
-    by chunk, as in supervised_cross_entropy.
+    by chunk, as in supervised_cross_entropy, and its logits are divided by `temperature`.
 
     `any_state` (1 x D) goes through the head where there are no states, or fewer chunks than another process
     has, so that all processes make the same calls of it, and the result has a gradient.
@@ -122,10 +123,11 @@ def position_cross_entropy(
     matrix, change = _parts_of(head)
     # Without a gradient too, so that what is computed before training has the same last digits.
     if (most_chunks is None or isinstance(matrix, FSDPModule)) and _is_frozen(matrix):
-        return _frozen_losses(states, matrix, cross_entropy(labels), change)
+        return _frozen_losses(states, matrix, cross_entropy(labels, temperature=temperature), change)
 
     def chunk_losses(part: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = widened(head(part))
+        logits = logits if temperature == 1 else logits / temperature
         return functional.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
 
     spare = any_state, labels.new_full((1,), IGNORE_INDEX)
@@ -235,6 +237,9 @@ class LossInputs:
     """Tokens of the documents of one packed row (N); None where each row is a document."""
     values: torch.Tensor | None = None
     """What was computed of each document before step 1 (N x K)."""
+    position_values: torch.Tensor | None = None
+    """Numbers of each supervised position, in their order (N' x K), of answers that were drawn
+    (finetune.training.rollouts)."""
     step_sum: torch.Tensor | None = None
     """Numbers that are summed over the complete step, known before its first loss (K)."""
     most_chunks: MostChunks | None = None
@@ -322,6 +327,7 @@ def install_loss(
         shift_weights: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
         document_values: torch.Tensor | None = None,
+        position_values: torch.Tensor | None = None,
         step_sum: torch.Tensor | None = None,
         supervised: torch.Tensor | None = None,
         prompts: torch.Tensor | None = None,
@@ -358,6 +364,7 @@ def install_loss(
                 targets,
                 kwargs.get("documents"),
                 document_values,
+                position_values,
                 step_sum,
                 most_chunks,
                 read,

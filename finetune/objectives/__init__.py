@@ -10,6 +10,7 @@ from finetune.objectives.base import Objective
 from finetune.objectives.classification import Classification
 from finetune.objectives.distillation import Distillation
 from finetune.objectives.dpo import Dpo, Hinge, Ipo, Robust
+from finetune.objectives.grpo import Grpo
 from finetune.objectives.kto import Kto
 from finetune.objectives.language_modeling import LanguageModeling
 from finetune.objectives.reference_free import Cpo, Orpo, Simpo
@@ -30,6 +31,7 @@ __all__ = [
 
 OBJECTIVES: tuple[type[Objective], ...] = (
     LanguageModeling, Distillation, Classification, Dpo, Ipo, Hinge, Robust, Orpo, Simpo, Cpo, Kto, Reward,
+    Grpo,
 )  # fmt: skip
 
 
@@ -41,6 +43,7 @@ NEAREST: tuple[tuple[tuple[str, ...], str], ...] = (
     (("exo",), "robust"),
     (("alphapo",), "simpo"),
     (("gkd", "kd"), "distill"),
+    (("ppo", "reinforce", "rloo", "dapo", "gspo", "cispo", "dr_grpo"), "grpo"),
     (("sft", "ebft"), "supervised"),
 )
 """Beginnings of the names of other tools' losses that aren't here, and the kind that is nearest."""

@@ -57,6 +57,8 @@ def measured(recipe: Recipe, prepared: PreparedData) -> Load:
     heaviest = (
         int(tokens[:micro].sum()) if data.pack_length_tokens else int(tokens[0]) * min(micro, len(tokens))
     )
+    if recipe.objective.draws:
+        return _drawn(recipe, int(lengths.max()), len(lengths), f"measured on {len(lengths):,} rows")
     steps_an_epoch = math.ceil(len(packs) / train.global_batch_size)
     steps = train.max_steps or math.ceil(round((train.epochs or 1.0) * steps_an_epoch, 6))
     seen = int(packs.document_tokens * steps / steps_an_epoch)
@@ -74,6 +76,28 @@ def assumed(recipe: Recipe, why: str) -> Load:
     """The bounds that the recipe gives."""
     train, data = recipe.train, recipe.data
     row = data.pack_length_tokens or data.max_length_tokens
+    if recipe.objective.draws:
+        return _drawn(recipe, row, None, why)
     heaviest = row * train.micro_batch_size
     tokens = train.max_steps * train.global_batch_size * row if train.max_steps else None
     return Load(heaviest, heaviest, data.max_length_tokens, train.max_steps, tokens, why)
+
+
+def _drawn(recipe: Recipe, prompt: int, rows: int | None, origin: str) -> Load:
+    """Of answers that are drawn: prompts of at most so many tokens, each there once with all its answers,
+    which are taken to be as long as they may be."""
+    train, options = recipe.train, recipe.objective.options
+    answers = options["group_size"] * options["max_new_tokens"]
+    steps = train.max_steps
+    if steps is None and rows is not None:
+        epoch = math.ceil(rows / train.global_batch_size) * options["epochs_per_sample"]
+        steps = math.ceil(round((train.epochs or 1.0) * epoch, 6))
+    each = prompt + answers
+    return Load(
+        train.micro_batch_size * each,
+        train.micro_batch_size * answers,
+        prompt + options["max_new_tokens"],
+        steps,
+        None if steps is None else steps * train.global_batch_size * each,
+        origin,
+    )

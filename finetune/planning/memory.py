@@ -80,6 +80,8 @@ class Job:
     """Whether the base is pruned: a byte a weight says where, and the update of a layer is formed whole."""
     first_layer: int = 0
     """The first decoder layer whose activations are kept: nothing below it trains."""
+    answers: int = 0
+    """How many are drawn at a time, for an objective that learns from those."""
 
     @property
     def trained(self) -> int:
@@ -101,6 +103,9 @@ class Memory:
     """What the backward pass of one layer makes and lets go of, beyond the loss's chunk of logits, which is
     gone by then."""
     overhead: float
+    drawing: float = 0.0
+    """What drawing answers takes beyond what a step does, which is gone by then: their keys and values, and
+    the logits of the next tokens."""
 
     @property
     def total(self) -> float:
@@ -128,6 +133,7 @@ def memory_of(job: Job) -> Memory:
     held, part = job.engine.memory(total, job.processes), trained / total.weights
     # Layers of a quantised base are shared out one by one while it loads, or after it was loaded whole.
     whole = job.method == "qlora" and job.engine.shards_weights and job.rank < job.processes
+    step = held.gradients + activations(job) + logits(job) + max(0.0, passing(job) - chunk_bytes(job))
     return Memory(
         weights=max(held.weights, total.weights if whole else 0.0) * (1 - part),
         adapter=held.weights * part,
@@ -138,7 +144,16 @@ def memory_of(job: Job) -> Memory:
         passing=max(0.0, passing(job) - chunk_bytes(job)),
         overhead=OVERHEAD_BYTES[job.device]
         + (NCCL_BYTES if job.device == "gpu" and job.processes > 1 else 0.0),
+        drawing=max(0.0, drawing(job) - step),
     )
+
+
+def drawing(job: Job) -> float:
+    """Keys and values of the answers that are drawn at a time, each in a row of its own with its prompt; and
+    for each the logits of its next token, and their probabilities, in float32."""
+    shape = job.shape
+    cached = job.row_tokens * 2 * shape.layers * shape.key_width * job.number_bytes
+    return float(job.answers * (cached + 3 * 4 * shape.vocabulary))
 
 
 def _weights(job: Job) -> tuple[float, float]:

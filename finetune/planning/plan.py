@@ -212,7 +212,17 @@ def job_of(
         if adapter.method == "lora" and adapter.starts_at_base
         else 0,
         first_layer=first_trained_layer(shape, recipe),
+        answers=_drawn_at_a_time(recipe, gpus),
     )
+
+
+def _drawn_at_a_time(recipe: Recipe, processes: int) -> int:
+    """Answers of one process."""
+    if not recipe.objective.draws:
+        return 0
+    options = recipe.objective.options
+    each = recipe.train.global_batch_size * options["group_size"] // processes
+    return int(min(options["answers_at_a_time"], each))
 
 
 def first_trained_layer(shape: Shape, recipe: Recipe) -> int:
@@ -254,10 +264,13 @@ def cheapest_change(job: Job, allowed: Sequence[Engine], gpu_memory: int) -> Cha
 
 
 def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
-    checkpointed = job
+    checkpointed, answers = job, job.answers
+    while answers > 1:
+        answers //= 2
+        yield f"objective.answers_at_a_time: {answers}", replace(job, answers=answers)
     if job.fp8:
         yield "no train.base_arithmetic: fp8", replace(job, fp8=False)
-    if job.tokens > job.row_tokens and not job.packed:
+    if job.tokens > job.row_tokens and not job.packed and not job.answers:
         rows = job.tokens // job.row_tokens
         while rows > 1:
             rows //= 2

@@ -12,7 +12,7 @@ from data_prep.config import CHAT_TEMPLATES, is_template_text, problem_with_name
 from data_prep.files import Use, problem_with
 from finetune.recipe.reading.tree import SOURCE_LISTS, Diagnostic, Location, Node, finding_at
 from finetune.recipe.reading.variables import expanded
-from finetune.recipe.schema.objective import BASE, REFERENCE, REFERENCES, TEACHER
+from finetune.recipe.schema.objective import BASE, REFERENCE, REFERENCES, REWARDS, TEACHER
 
 # What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none
 # ends in .git.
@@ -46,7 +46,11 @@ def resolve_paths(tree: Node) -> tuple[Node, list[Diagnostic], dict[Location, li
             tree, REFERENCE, findings, words=f"; expected {', '.join(REFERENCES)}, or one"
         )
     if (found := _text(tree, TEACHER)) is not None and found[1].strip() not in ("", BASE):
-        tree = _resolve_teacher(tree, *found, findings)
+        tree = _resolve_model(tree, *found, TEACHER, findings, words=f"{BASE}, or ")
+    for reward in _rewards(tree):
+        tree = _resolve(tree, (*reward, "code"), findings, kind="Python file")
+        if (found := _text(tree, (*reward, "run"))) is not None:
+            tree = _resolve_model(tree, *found, (*reward, "run"), findings)
     return _resolve_choices(tree, findings), findings, variables
 
 
@@ -93,6 +97,7 @@ def _expand(tree: Node, findings: list[Diagnostic]) -> tuple[Node, dict[Location
         ("adapter", "continue_from"),
         REFERENCE,
         TEACHER,
+        *((*reward, key) for reward in _rewards(tree) for key in ("code", "run")),
     ]
     variables: dict[Location, list[str]] = {}
     for location in [*places, ("output", "folder")]:
@@ -115,6 +120,12 @@ def _sources(tree: Node) -> Iterator[Location]:
         node = tree.find(sources)
         if node and isinstance(node.value, list):
             yield from ((*sources, index) for index in range(len(node.value)))
+
+
+def _rewards(tree: Node) -> Iterator[Location]:
+    node = tree.find(REWARDS)
+    if node and isinstance(node.value, dict):
+        yield from ((*REWARDS, name) for name in node.value)
 
 
 def _text(tree: Node, location: Location) -> tuple[Node, str] | None:
@@ -254,17 +265,20 @@ def _resolve_adapter(tree: Node, location: Location, findings: list[Diagnostic],
     return _resolve(tree, location, findings, kind="adapter folder", holds="adapter_config.json", hint=words)
 
 
-def _resolve_teacher(tree: Node, node: Node, text: str, findings: list[Diagnostic]) -> Node:
-    """A run's, a checkpoint's, an adapter's or a model's folder; or one of the two last on the hub."""
+def _resolve_model(
+    tree: Node, node: Node, text: str, location: Location, findings: list[Diagnostic], *, words: str = ""
+) -> Node:
+    """A run's, a checkpoint's, an adapter's or a model's folder; or one of the two last on the hub; `words`
+    is what else could be there."""
     path = absolute(text, node.place.source.folder)
     if HUB_ID.fullmatch(text) and not _exists(path, folder=True):
         return tree
     if not _exists(path, folder=True):
-        expected = f"{BASE}, or the folder of a run, an adapter or a model, or a hub id"
+        expected = f"{words}the folder of a run, an adapter or a model, or a hub id"
         findings.append(
-            finding_at(node, TEACHER, f"{_nothing(path, 'folder')}: looked at {path}; expected {expected}")
+            finding_at(node, location, f"{_nothing(path, 'folder')}: looked at {path}; expected {expected}")
         )
-    return _replace(tree, TEACHER, str(path))
+    return _replace(tree, location, str(path))
 
 
 def _resolve_chat_template(tree: Node, findings: list[Diagnostic]) -> Node:

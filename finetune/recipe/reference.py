@@ -112,15 +112,21 @@ def recipe_reference() -> str:
             f"{level} {title}\n\n{_prose(sections[name]['description'])}\n\n{_table(sections[name], titles)}"
         )
         if name == "ObjectiveSection":
-            own = {
-                kind: section.model_json_schema()
-                for kind, section in _objectives().items()
-                if section.model_fields
-            }
-            pages += [
-                f"### objective of kind {kind}\n\n{_table(section, titles)}" for kind, section in own.items()
-            ]
+            pages += _objective_pages(titles)
     return "\n".join(pages)
+
+
+def _objective_pages(titles: dict[str, str]) -> Iterator[str]:
+    """The keys of each kind of objective, and of the sections in them."""
+    for kind, form in _objectives().items():
+        if not form.model_fields:
+            continue
+        own = form.model_json_schema()
+        below = dict(_titles(own, "objective", own.get("$defs", {})))
+        yield f"### objective of kind {kind}\n\n{_table(own, titles | below)}"
+        for name, title in below.items():
+            section = own["$defs"][name]
+            yield f"### {title}\n\n{_prose(section['description'])}\n\n{_table(section, titles)}"
 
 
 def _titles(section: Schema, path: str, sections: Schema) -> Iterator[tuple[str, str]]:

@@ -52,11 +52,14 @@ ADAPTER_NOTES = "finetune.json"
 should it be moved."""
 RUNNING = ".running"
 VALUES = "document_values.safetensors"
+ANSWERS = "answers.jsonl"
+"""Answers that were learned from, with their rewards."""
 WANDB = "wandb"
 """wandb's own folder, in which it has links."""
 OWN_NAMES = frozenset({
     LOCK, "adapter", "adapter.failed", "model", "model.failed", "merged", "checkpoints", "metrics.jsonl",
     "samples.jsonl", "summary.json", "run.log", "logs", WANDB, "tensorboard", "predictions", RUNNING, VALUES,
+    ANSWERS,
 })  # fmt: skip
 """What may stand in a run folder; `finetune runs rm` deletes nothing else."""
 

@@ -28,8 +28,8 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,6 +53,15 @@ class GeneratedSample:
 
     prompt: str
     answer: str
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """What it is worth, where that was measured."""
+
+
+def _table(samples: Sequence[GeneratedSample]) -> tuple[str, list[str], list[list[Any]]]:
+    """The name, the columns and the rows of a table of texts, with a column for each reward."""
+    rewards = list(samples[0].rewards) if samples else []
+    rows = [[one.prompt, one.answer, *(one.rewards[name] for name in rewards)] for one in samples]
+    return "answers" if rewards else "samples", ["prompt", "answer", *rewards], rows
 
 
 class Tracker(Protocol):
@@ -113,8 +122,8 @@ class TrackioTracker:
         """A table of prompts and answers."""
         import trackio
 
-        rows = [[sample.prompt, sample.answer] for sample in samples]
-        self.run.log({"samples": trackio.Table(columns=["prompt", "answer"], data=rows)}, step=step)
+        name, columns, rows = _table(samples)
+        self.run.log({name: trackio.Table(columns=columns, data=rows)}, step=step)
 
     def upload(self, adapter: Path) -> None:
         """Nothing: the rules of the recipe refuse it."""
@@ -160,8 +169,9 @@ class WandbTracker:
         """A table of prompts and answers."""
         import wandb
 
-        rows = [[step, sample.prompt, sample.answer] for sample in samples]
-        self.run.log({"samples": wandb.Table(columns=["step", "prompt", "answer"], data=rows)}, step=step)
+        name, columns, rows = _table(samples)
+        with_step = [[step, *row] for row in rows]
+        self.run.log({name: wandb.Table(columns=["step", *columns], data=with_step)}, step=step)
 
     def upload(self, adapter: Path) -> None:
         """The adapter's folder as an artifact of the run."""

@@ -51,6 +51,8 @@ class Batching:
     part: int = 0
     parts: int = 1
     """Processes that share a row, and which of them this is."""
+    passes: int = 1
+    """Steps in a row that have the same global batch."""
 
     @property
     def accumulation(self) -> int:
@@ -166,7 +168,8 @@ class TableFeed(Feed):
     def steps_of(self, epoch: int) -> int:
         """Optimizer steps of an epoch, the last partial one included."""
         while len(self._steps) <= epoch:
-            self._steps.append(-(-len(self.packs(len(self._steps))) // self.batching.global_batch_size))
+            batches = -(-len(self.packs(len(self._steps))) // self.batching.global_batch_size)
+            self._steps.append(batches * self.batching.passes)
         return self._steps[epoch]
 
     def global_batches(self) -> Iterator[list[list[PackedPiece]]]:
@@ -177,7 +180,8 @@ class TableFeed(Feed):
             if self._first_step < before + steps:
                 packs, tokens = self.packs(epoch), self.packs(epoch).tokens
                 for step in range(max(self._first_step - before, 0), steps):
-                    chosen = range(step * size, min(len(packs), (step + 1) * size))
+                    first = step // self.batching.passes * size
+                    chosen = range(first, min(len(packs), first + size))
                     yield [
                         packs[index] for index in sorted(chosen, key=lambda index: (-tokens[index], index))
                     ]

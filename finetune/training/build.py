@@ -3,8 +3,8 @@
 import logging
 import platform
 import random
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +27,7 @@ from finetune.engines.registry import current
 from finetune.engines.single import SINGLE
 from finetune.errors import ModelError
 from finetune.evaluation.dataset import read_rows
+from finetune.evaluation.rewards import Rewards
 from finetune.models.adapters.adapter import (
     attach,
     check_targets,
@@ -54,12 +55,15 @@ from finetune.models.quantization import is_quantized
 from finetune.models.recomputation import recompute_activations
 from finetune.models.stored_quantization import check_trainable
 from finetune.objectives import Objective, objective_of
+from finetune.objectives.grpo import Grpo
 from finetune.recipe.heads import classifies
 from finetune.recipe.lock import CURRENT_RULES, Rules
+from finetune.recipe.rules.evaluation import labels_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.every import NEVER
 from finetune.recipe.schema.train import TrainSection
 from finetune.runs.folder import ADAPTER_NOTES
+from finetune.scoring.measured import Question
 from finetune.training.arguments import optimizer_name, training_arguments
 from finetune.training.batches import Batching, Feed, StreamFeed, TableFeed
 from finetune.training.callbacks.epoch_marks import EpochMarks
@@ -68,7 +72,9 @@ from finetune.training.optimization.intervals import intervals_of
 from finetune.training.optimization.own_optimizers import own_optimizer
 from finetune.training.optimization.parameter_groups import Rates
 from finetune.training.optimization.schedule import ceil_product, rate_factor, warmup_steps
-from finetune.training.reference import check_reference
+from finetune.training.prompts import PromptFeed, prompts_of
+from finetune.training.reference import StartWeights, check_reference
+from finetune.training.rollouts import Rollouts
 from finetune.training.teacher import check_teacher, load_teacher
 from finetune.training.trainer import ExactTrainer
 
@@ -103,6 +109,18 @@ class Inputs:
     """What a distillation's teacher is, as Base.fingerprint says it; nothing where it has none of its own."""
     member: Member | None = None
     """Of a company of runs that train together; None for a run alone."""
+    asking: "Asking | None" = None
+    """For an objective that draws answers; else None."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What rows ask a model that learns from its own answers, and what those are worth."""
+
+    questions: Sequence[Question]
+    """Of the rows to train on."""
+    evaluation: Sequence[Question]
+    rewards: Rewards
 
 
 def seed_everything(seed: int) -> None:
@@ -170,7 +188,15 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     check_reference(objective, base, tokenizer, rules.preparation)
     teacher = check_teacher(objective, tokenizer)
     data = prepare_data(recipe, tokenizer, allow_code=allow_code)
-    return Inputs(base, tokenizer, data, precision, objective, frozenset(allow_code), rules, teacher)
+    made = Inputs(base, tokenizer, data, precision, objective, frozenset(allow_code), rules, teacher)
+    if not isinstance(objective, Grpo):
+        return made
+    questions, held_out = prompts_of(recipe, data, tokenizer, positions=positions)
+    rewards = Rewards(
+        objective.options.rewards, labels_of(recipe), precision=precision, allow_code=allow_code
+    )
+    rewards.check([*questions, *held_out])
+    return replace(made, asking=Asking(questions, held_out, rewards))
 
 
 def _check_stored(recipe: Recipe, base: Base) -> str | None:
@@ -400,6 +426,14 @@ def build_trainer(
         own_optimizer=own_optimizer(train),
         member=inputs.member,
     )
+    if inputs.asking is not None:
+        trainer.rollouts = Rollouts(
+            trainer,
+            inputs.tokenizer,
+            inputs.asking.rewards,
+            inputs.asking.evaluation,
+            StartWeights(trainer) if inputs.objective.options.kl_weight else None,
+        )
     trainer.evaluation_counterparts = inputs.objective.counterparts(trainer.evaluation)
     try:
         trainer.create_optimizer()
@@ -443,6 +477,16 @@ def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
             ),
             batching,
         )
+    if inputs.asking is not None:
+        options = inputs.objective.options
+        return PromptFeed(
+            inputs.data.train,
+            inputs.data.packs,
+            replace(batching, documents_per_row=options.group_size, passes=options.epochs_per_sample),
+            overlap=0,
+            questions=inputs.asking.questions,
+            longest_answer=options.max_new_tokens,
+        )
     return TableFeed(
         inputs.data.train,
         inputs.data.packs,
@@ -458,7 +502,7 @@ def _shares_prompts(recipe: Recipe, inputs: Inputs, noise: int | None) -> bool:
     noise, which each document has of its own."""
     config = load_config(inputs.base, recipe.model.rope_scaling)
     attention = choose_attention(choose_device(), inputs.precision.dtype, config)
-    several = inputs.objective.encoding.documents_per_row > 1
+    several = inputs.objective.encoding.documents_per_row > 1 or inputs.asking is not None
     return several and noise is None and shares_beginnings(attention, config)
 
 

@@ -105,6 +105,8 @@ def problem_of(recipe: Recipe) -> str | None:
         "model.new_tokens are rows of the base's embedding, which the others share": bool(
             recipe.model.new_tokens
         ),
+        f"objective.kind: {recipe.objective.kind} draws answers between its steps, which the others don't "
+        "wait for": recipe.objective.draws,
         "a head is one of its own, and the others share the base's": recipe.model.classifies,
         "train.precision: fp16 has a loss scale, which one adapter would set for all": train.precision
         == "fp16",

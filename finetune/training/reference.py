@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
 from peft import PeftModel
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.data import tokenizer_for
+from finetune.engines.sharded import gathered_weights
 from finetune.errors import ModelError
 from finetune.models.adapters.adapter import load_adapter, without_adapter
 from finetune.models.adapters.fit import refuse_other_task
@@ -73,3 +76,35 @@ def _on_base(base: PreTrainedModel, name: str) -> nn.Module:
     assert target.adapter is not None  # noqa: S101 - check_reference
     loaded = load_adapter(base, target.adapter).eval()
     return loaded if is_quantized(base) else loaded.to(choose_device())
+
+
+class StartWeights:
+    """What is trained, as it is now; for a model to be what it was for a moment, when it has learned on."""
+
+    def __init__(self, trainer: "ExactTrainer"):
+        """All processes must make theirs before the first step, and before a checkpoint is loaded."""
+        self._weights = gathered_weights(trainer, keep=True)
+
+    @contextmanager
+    def in_place(self, trainer: "ExactTrainer") -> Iterator[None]:
+        """The trainer's model with these weights, between two steps."""
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        trained = {name: own for name, own in model.named_parameters() if own.requires_grad}
+        kept = {name: own.detach().clone() for name, own in trained.items()}
+        with torch.no_grad():
+            for name, own in trained.items():
+                own.copy_(_as_held(self._weights[name], own))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, own in trained.items():
+                    own.copy_(kept[name])
+
+
+def _as_held(weight: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    """A whole weight, cut up as the parameter is."""
+    moved = weight.to(parameter.device, parameter.dtype)
+    if not isinstance(parameter, DTensor):
+        return moved
+    return distribute_tensor(moved, parameter.device_mesh, parameter.placements)

@@ -31,13 +31,14 @@ from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 from finetune.runs.commands import shell_command
 from finetune.runs.compare import UNROUNDED_LOSS, is_metric
-from finetune.runs.folder import VALUES, RunFolder
+from finetune.runs.folder import ANSWERS, VALUES, RunFolder
 from finetune.runs.trackers import SeveralTrackers, Tracker, start_tracker
 from finetune.training import build
 from finetune.training.batches import StreamFeed
 from finetune.training.build import Inputs
 from finetune.training.callbacks.best_checkpoint import BestCheckpoint
 from finetune.training.callbacks.document_values import DocumentValues
+from finetune.training.callbacks.drawn_answers import DrawnAnswers
 from finetune.training.callbacks.graceful_stop import GracefulStop
 from finetune.training.callbacks.integrations import Integration, add_integration
 from finetune.training.callbacks.memory_check import MemoryCheck
@@ -120,6 +121,8 @@ def open_session(
     progress = Progress(moves=inputs.member is None)
     log = MetricsLog(run.metrics_path if group.is_main else None, trainer, tracker, progress.show)
     trainer.add_callback(log)
+    if trainer.rollouts is not None and group.is_main:
+        trainer.add_callback(DrawnAnswers(trainer.rollouts, run.path / ANSWERS, tracker))
     integrations = [add_integration(trainer, name, run.path, guard) for name, guard in guards.items()]
     if tracking.samples is not None:
         assert how is not None  # noqa: S101 - the rules refuse samples of a head
@@ -345,7 +348,10 @@ class TrainingSession:
             logger.info(line)
         if self.trainer.start_hash:  # checkpoints of earlier versions don't say
             self.changed = written != self.trainer.start_hash
-        if self.changed is False:
+        verdict = None if self.trainer.rollouts is None else self.trainer.rollouts.verdict()
+        if verdict is not None:
+            logger.warning(verdict)
+        elif self.changed is False:
             logger.warning(
                 "nothing was learned: each trained weight is bit for bit what it was before the first step. "
                 f"train.learning_rate ({self.recipe.train.learning_rate:g}) may be too small for it; "

@@ -39,6 +39,7 @@ from finetune.training.next_step import NextStep
 from finetune.training.optimization.own_optimizers import Maker
 from finetune.training.optimization.parameter_groups import NO_RATES, Rates
 from finetune.training.optimization.riemannian import precondition
+from finetune.training.rollouts import Rollouts
 
 T = TypeVar("T")
 
@@ -88,6 +89,8 @@ class ExactTrainer(Trainer):
         self.evaluation_values: np.ndarray | None = None
         self.evaluation_counterparts: Sequence[Document] = ()
         self.evaluation_counterpart_values: np.ndarray | None = None
+        self.rollouts: Rollouts | None = None
+        """What draws the answers that are learned from, for an objective that has prompts alone."""
         self.rate_factor = rate_factor
         self.evaluation_tokens, self.group = evaluation_tokens, group
         self.describe: Callable[[Path], None] = lambda checkpoint: None
@@ -97,6 +100,8 @@ class ExactTrainer(Trainer):
         self.step_seconds, self.seconds_before, self.started = 0.0, 0.0, time.perf_counter()
         self.group_rates: dict[str, float] = {}
         self.step_rates: dict[str, float] = {}
+        self.teaches_nothing = False
+        """Whether the step has nothing to learn: its weights stay as they are."""
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
         self.completing = Background()
         self.step_logged = list[torch.Tensor]()
@@ -156,6 +161,8 @@ class ExactTrainer(Trainer):
         self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> torch.Tensor:
         self.step_losses, self.step_logged = [], []
+        if self.rollouts is not None:
+            batch_samples[:] = self.rollouts.answered(batch_samples)
         if self.objective.step_values:
             seen = [(batch["places"], batch.pop("counterparts", batch)) for batch in batch_samples]
             total = self._step_sum(seen).to(widest_type())
@@ -168,6 +175,8 @@ class ExactTrainer(Trainer):
         counts = self.reduced(counts)
         self.tokens_seen += int(counts[1])
         self.supervised_tokens_seen += int(counts[2])
+        self.teaches_nothing = not counts[0]
+        counts[0] = counts[0] or 1
         return counts[0].to(device, widest_type())
 
     def _step_sum(self, batches: Iterable[tuple[Sequence[Any], dict[str, Any]]]) -> torch.Tensor:
@@ -236,7 +245,8 @@ class ExactTrainer(Trainer):
     def logged_means(self) -> dict[str, float]:
         """The means of what the objective logs, over all processes' batches since the last call."""
         total, self.logged_sums = self.logged_sums, self._nothing_logged()
-        return self._means(self.reduced(total)) if self.objective.logged else {}
+        found = self._means(self.reduced(total)) if self.objective.logged else {}
+        return found if self.rollouts is None else found | self.rollouts.means()
 
     def _nothing_logged(self) -> torch.Tensor:
         """Sums and counts of what the objective logs (K x 2), before there are any."""
@@ -253,6 +263,9 @@ class ExactTrainer(Trainer):
 
         The device is asked once a step, for all of them together and for what the objective logs.
         """
+        if self.teaches_nothing and self.accelerator.scaler is None:
+            # Without a gradient the optimizer passes over a weight, momentum and decay included.
+            model.zero_grad(set_to_none=True)
         norm = torch.as_tensor(super()._get_grad_norm(model, grad_norm=grad_norm))
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         losses = [loss.float().to(norm.device) for loss, _ in self.step_losses]
@@ -303,6 +316,8 @@ class ExactTrainer(Trainer):
     def evaluation_means(self) -> tuple[float, dict[str, float]]:
         """The mean loss of the evaluation documents, over all processes, and what the objective logs beside
         it."""
+        if self.rollouts is not None:
+            return self.rollouts.evaluation_means()
         model = self.model_wrapped if self.is_in_train else self.accelerator.unwrap_model(self.model)
         model.eval()
         total, step_sum = torch.zeros(2, dtype=torch.float64), None
@@ -366,6 +381,8 @@ class ExactTrainer(Trainer):
         self.group.wait()
         with gone_if_disk_is_full(checkpoint), without_embeddings():
             super()._save_checkpoint(model, trial)
+            if self.rollouts is not None:
+                self.rollouts.save(checkpoint, self.state.global_step)
             self.group.wait()
             if self.group.is_main:
                 self.describe(checkpoint)
@@ -443,6 +460,8 @@ class ExactTrainer(Trainer):
         self.tokens_seen, self.supervised_tokens_seen = counters.tokens, counters.supervised_tokens
         self.step_seconds, self.seconds_before = counters.step_seconds, counters.seconds
         self.start_hash, self.values_hash = counters.start, counters.values
+        if self.rollouts is not None:
+            self.rollouts.load(checkpoint, read_state(checkpoint).global_step)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any

@@ -50,7 +50,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "scoring": frozenset({"data_prep", "recipe.schema"}),
     "objectives": frozenset(
         {"data_prep", "recipe.given", "recipe.schema"}
-        | {f"models.{name}" for name in ("batch", "loss", "classify", "distillation", "preference")}
+        | {f"models.{name}" for name in ("batch", "loss", "classify", "distillation", "policy", "preference")}
     ),
     "models": DISK | {"engines", "recipe", "data_prep"},
     "runs": DISK | {"recipe", "models", "data_prep.config"},

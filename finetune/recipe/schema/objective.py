@@ -15,6 +15,9 @@ REFERENCES = ("start", "base", "none")
 TEACHER = ("objective", "teacher")
 """Where a distillation names its teacher."""
 
+REWARDS = ("objective", "rewards")
+"""Where an objective that draws answers says what they are worth."""
+
 BASE = "base"
 """The teacher that is the student without its adapter."""
 
@@ -28,7 +31,8 @@ class ObjectiveSection(Section):
     kind: str = "supervised"
     """supervised: the answers of the rows, or with model.head their labels or numbers. dpo, ipo, hinge,
     robust (relative to a reference), orpo, simpo, cpo (without one): which of two answers is the better. kto:
-    which answers are good ones. reward: a head that ranks answers. distill: what a teacher predicts."""
+    which answers are good ones. reward: a head that ranks answers. distill: what a teacher predicts. grpo:
+    which of its own answers have the higher rewards."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -39,6 +43,11 @@ class ObjectiveSection(Section):
     def teaches(self) -> bool:
         """Whether there is a teacher."""
         return TEACHER[-1] in self.options
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model draws the answers that it learns from."""
+        return REWARDS[-1] in self.options
 
     @property
     def names_reference(self) -> bool:

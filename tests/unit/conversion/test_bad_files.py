@@ -47,7 +47,7 @@ BAD = {
     "a list for a switch": ("a.yaml", AXOLOTL + "bf16: [1]\n", "a.yaml:5: bf16: got [1], expected true or false"),
     "a switch for a number": ("a.yaml", AXOLOTL + "lora_r: true\n", "a.yaml:5: lora_r"),
     "out of bounds": ("a.yaml", AXOLOTL + "lora_dropout: 1.5\n", "a.yaml:5: lora_dropout: got 1.5, expected less than 1"),
-    "another objective": ("a.yaml", AXOLOTL + "rl: grpo\n", "a.yaml:5: rl: grpo is none of the objectives here"),
+    "another objective": ("a.yaml", AXOLOTL + "rl: grpo\n", "a.yaml:5: rl: files of grpo are not converted: write objective.kind: grpo"),
     "another adapter": ("a.yaml", AXOLOTL.replace("adapter: lora", "adapter: ia3"), "a.yaml:2: adapter: got 'ia3'"),
     "a word for how often": ("a.yaml", AXOLOTL + "val_set_size: 0.1\neval_strategy: sometimes\n", "a.yaml:6: eval_strategy: got the text 'sometimes', expected no, steps"),
     "half a section": ("a.yaml", AXOLOTL + "rope_scaling: {factor: 2.0}\n", "a.yaml:5: rope_scaling.factor: missing: The method"),

@@ -68,7 +68,7 @@ REFUSED = {
     "trl's exo": ("a.yaml", TRL + "loss_type: exo_pair\n", "the nearest is robust"),
     "trl's mixture": ("a.yaml", TRL + "loss_type: [sigmoid, bco_pair, sft]\n", "sigmoid + bco_pair + sft is none"),
     "trl's alphapo": ("a.yaml", TRL + "loss_type: simpo\nalpha: 0.2\n", "alphapo is none"),
-    "trl's grpo": ("a.sh", "trl grpo --model_name_or_path a/b --dataset_name c/d", "a.sh: grpo is none"),
+    "trl's grpo": ("a.sh", "trl grpo --model_name_or_path a/b --dataset_name c/d", "a.sh: files of grpo are not converted: write objective.kind: grpo by hand"),
     "weights for other losses": ("a.yaml", TRL + "loss_type: [sigmoid]\nloss_weights: [1, 2]\n", "2 weights for 1"),
     "swift's ppo": ("a.sh", SWIFT + " --rlhf_type ppo", "ppo is none of the objectives here"),
     "torchtune's other losses": ("a.yaml", TORCHTUNE + "loss: {_component_: x.PPOLoss}\n", "PPOLoss is none"),
@@ -77,7 +77,7 @@ REFUSED = {
         TORCHTUNE.replace("stack_exchange_paired", "alpaca") + "loss: {_component_: x.DPOLoss}\n",
         "don't go with a preference loss",
     ),
-    "oumi's grpo": ("a.yaml", OUMI.replace("TRL_DPO", "TRL_GRPO"), "GRPO is none of the objectives here"),
+    "oumi's grpo": ("a.yaml", OUMI.replace("TRL_DPO", "TRL_GRPO"), "files of GRPO are not converted"),
     "beta 0": ("a.yaml", TRL + "beta: 0\n", "a.yaml:5: beta: got 0"),
 }  # fmt: skip
 

@@ -21,7 +21,8 @@ from finetune.models.load import load_model
 from finetune.planning.data import assumed, load_of
 from finetune.planning.longest import longest_rows
 from finetune.planning.memory import Job, activations, host_bytes, memory_of, stream_bytes
-from finetune.planning.plan import job_of
+from finetune.planning.plan import cheapest_change, job_of
+from finetune.recipe.rules.objective import with_objective_defaults
 from finetune.recipe.schema import Recipe
 from tests.support.families import save_tiny_family
 from tests.support.processes import trainer_of
@@ -342,3 +343,28 @@ def test_sharding_divides_what_it_says(make_recipe: MakeRecipe) -> None:
     every = [activations(replace(deep, checkpoint_every=count)) for count in (0, 2, 1)]
     assert every == sorted(every, reverse=True)
     assert assumed(recipe, "no rows").micro_batch_tokens == 128
+
+
+def test_drawn_answers_are_counted(make_recipe: MakeRecipe) -> None:
+    """Prompts once with all their answers in a step; keys and values of those that are drawn at a time where
+    they are more than a step's activations, and fewer of them as what would make it fit."""
+    rewards = {"own": {"kind": "exact_match"}}
+    objective = {"kind": "grpo", "group_size": 6, "max_new_tokens": 32, "rewards": rewards}
+    train = {"global_batch_size": 4, "micro_batch_size": 2, "max_steps": 3}
+    recipe = make_recipe(objective=objective, train=train)
+    loaded = with_objective_defaults(recipe)
+    load, job = load_of(loaded), job_for(loaded)
+    prompt = load.row_tokens - 32
+    assert load.micro_batch_tokens == 2 * (prompt + 6 * 32)
+    assert load.tokens == 3 * 4 * (prompt + 6 * 32)
+    assert job.answers == 24
+    assert memory_of(job).drawing == 0
+    many = replace(job, answers=65536)
+    key_width = many.shape.key_width
+    cached = 65536 * (load.row_tokens * 2 * many.shape.layers * key_width * 4 + 12 * many.shape.vocabulary)
+    step = memory_of(job)
+    beside = step.weights + step.adapter + step.optimizer + step.overhead
+    assert memory_of(many).total == pytest.approx(beside + cached)
+    change = cheapest_change(many, [SINGLE], int(memory_of(many).total * 0.7))
+    assert change is not None
+    assert change.what == "objective.answers_at_a_time: 32768"

@@ -30,7 +30,7 @@ def test_a_shipped_recipe_passes_check(name: str) -> None:
     assert (
         recipe.adapter.method in method
         or name == "quickstart"
-        or name.startswith(("tasks/", "preference/", "distill/", "sweep/"))
+        or name.startswith(("tasks/", "preference/", "distill/", "grpo/", "sweep/"))
     )
 
 

@@ -316,6 +316,7 @@ def changed(recipe: Recipe, section: str, **values: Any) -> Recipe:
         ("model", {"new_tokens": ["<a>"]}, "new_tokens are rows of the base's embedding"),
         ("model", {"head": {"labels": ["a", "b"]}}, "a head is one of its own"),
         ("train", {"precision": "fp16"}, "fp16 has a loss scale"),
+        ("objective", {"kind": "grpo", "rewards": {"a": {"kind": "number"}}}, "grpo draws answers between"),
         ("train", {"mlp_tile_tokens": 64}, "mlp_tile_tokens is for one adapter"),
     ],
 )

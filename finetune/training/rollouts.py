@@ -1,0 +1,307 @@
+"""Answers that the model in training draws, what they are worth, and the micro-batches that they become.
+
+Before a step its prompts are answered with the weights of that moment. What is drawn depends on the recipe's
+seed, the step, the prompt and the number of the answer alone, so a resumed run draws what it would have
+drawn. Each process answers its own prompts.
+
+Shapes: P prompts, G answers to each, K rewards, N learned tokens of a micro-batch.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from data_prep.disk import read_regular, write_private
+from data_prep.table.documents import Document
+from data_prep.tokenizers.tokens import text_of
+from finetune.engines.sharded import evaluable
+from finetune.errors import CheckpointError
+from finetune.evaluation.rewards import Rewards
+from finetune.generation.sampler import Sample, sample
+from finetune.models.device import widest_type
+from finetune.models.kernels.noise import seed_of
+from finetune.models.policy import advantages_of
+from finetune.objectives.grpo import Grpo, GrpoOptions
+from finetune.runs.trackers import GeneratedSample
+from finetune.scoring.measured import Prediction, Question
+from finetune.training.batches import collate
+from finetune.training.prompts import PromptFeed
+from finetune.training.reference import StartWeights
+
+if TYPE_CHECKING:
+    from finetune.training.trainer import ExactTrainer
+
+logger = logging.getLogger(__name__)
+
+SAME = 1e-8
+"""Rewards of a group that are nearer than this are the same: rounding."""
+EVALUATION = "evaluation"
+MOST_BYTES = 1 << 32
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An answer to be learned from."""
+
+    token_ids: list[int]
+    """Its prompt, and behind it the answer."""
+    first: int
+    """Where the answer begins; behind the last token for one that teaches nothing."""
+    place: str
+    logprobs: list[float]
+    """The sampler's, of the answer's tokens."""
+    advantage: float
+
+    @property
+    def document(self) -> Document:
+        """As the model reads it."""
+        end = len(self.token_ids)
+        return Document(self.token_ids, ((self.first, end, 1.0),) if self.first < end else (), self.place)
+
+
+Groups = list[list[Drawn]]
+"""The answers that a micro-batch learns from: to each prompt so many."""
+
+
+class Rollouts:
+    """What a step's prompts become, by the model as it is."""
+
+    def __init__(
+        self,
+        trainer: "ExactTrainer",
+        tokenizer: PreTrainedTokenizerFast,
+        rewards: Rewards,
+        evaluation: Sequence[Question],
+        start: StartWeights | None,
+    ):
+        """`start` are the weights from which the divergence is measured, where it has a weight."""
+        assert isinstance(trainer.feed, PromptFeed)  # noqa: S101 - build makes it for this objective
+        assert isinstance(trainer.objective, Grpo)  # noqa: S101
+        self.trainer, self.feed, self.objective = trainer, trainer.feed, trainer.objective
+        self.options: GrpoOptions = trainer.objective.options
+        self.tokenizer, self.rewards, self.evaluation, self.start = tokenizer, rewards, evaluation, start
+        self.micro_batches: list[Groups] = []
+        """What the present answers are cut into, for steps that learn from them again."""
+        self.names = (
+            "reward", "reward_deviation", *(f"rewards/{name}" for name in rewards.table), "answer_tokens",
+            "truncated", "groups_without_signal", *(f"reward_errors/{name}" for name in rewards.counted),
+        )  # fmt: skip
+        self.first_prompt = list[GeneratedSample]()
+        """The answers to the first of the prompts that were answered last, with their rewards."""
+        self.sums = self._nothing()
+        self.steps = self.steps_without_signal = 0
+
+    def answered(self, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The micro-batches of a step, of the prompts of each."""
+        step = int(asked[0]["step"])
+        if (step - 1) % self.options.epochs_per_sample == 0:
+            self.micro_batches = self._drawn([list(one["rows"]) for one in asked], step)
+        batches = [self._batch(groups, step) for groups in self.micro_batches]
+        if self.start is not None:
+            with self.start.in_place(self.trainer):
+                asking = [([index], batch) for index, batch in enumerate(batches)]
+                for (index,), found in self.trainer.computed("values", asking):
+                    batches[index]["position_values"][:, 1] = found[:, 0]
+        return batches
+
+    def _drawn(self, rows: Sequence[Sequence[int]], step: int) -> list[Groups]:
+        """Answers to the rows of each micro-batch."""
+        size = self.options.group_size
+        questions = [self.feed.questions[row] for own in rows for row in own]
+        samples = self._samples(questions, size, step)
+        values = self._scored(questions, samples)
+        totals = values.sum(dim=1).reshape(-1, size)
+        learns = totals.amax(dim=1) - totals.amin(dim=1) > SAME
+        found = advantages_of(
+            totals,
+            self.objective.scale,
+            leave_one_out=self.options.loss == "rloo",
+            deviation=self._deviation(totals),
+        )
+        self._count(values, totals, samples, learns)
+        groups = iter(
+            [
+                self._drawn_of(question, own, row) if learned else []
+                for question, own, row, learned in zip(
+                    questions, samples, found.tolist(), learns.tolist(), strict=True
+                )
+            ]
+        )
+        made = [[group for _ in own if (group := next(groups))] for own in rows]
+        self._tell(step, any(made))
+        return made
+
+    def _samples(self, questions: Sequence[Question], count: int, *moment: object) -> list[list[Sample]]:
+        options = self.options
+        with evaluable(self.trainer) as model:
+            return sample(
+                model,
+                self.tokenizer,
+                [question.prompt_ids for question in questions],
+                count=count,
+                max_new_tokens=options.max_new_tokens,
+                batch_size=options.answers_at_a_time,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                top_k=options.top_k,
+                min_p=options.min_p,
+                seed=seed_of(self.trainer.args.seed, *moment),
+            )
+
+    def _scored(self, questions: Sequence[Question], samples: Sequence[Sequence[Sample]]) -> torch.Tensor:
+        """The rewards of all answers, each by its weight (P G x K)."""
+        answers = [
+            Prediction(question, (text_of(one.ids, self.tokenizer),), cuts=(one.cut,))
+            for question, own in zip(questions, samples, strict=True)
+            for one in own
+        ]
+        tokens = [len(one.ids) for own in samples for one in own]
+        found, table = self.rewards.of(answers, tokens), self.rewards.table
+        self.first_prompt = [
+            GeneratedSample(answer.question.text, answer.text, dict(zip(table, own, strict=True)))
+            for answer, own in zip(answers, found, strict=True)
+            if answer.question is questions[0]
+        ]
+        weights = torch.tensor([section.weight for section in table.values()], dtype=torch.float64)
+        return torch.tensor(found, dtype=torch.float64).reshape(len(answers), len(table)) * weights
+
+    def _deviation(self, totals: torch.Tensor) -> float:
+        """That of the rewards of the complete step, over all processes; all of them must ask."""
+        whole = self.trainer.reduced(torch.tensor([float(totals.sum()), float(totals.numel())]).double())
+        mean, count = float(whole[0] / whole[1]), float(whole[1])
+        squares = self.trainer.reduced(((totals - mean) ** 2).sum().reshape(1).double())
+        return float((squares[0] / max(count - 1, 1)) ** 0.5)
+
+    def _drawn_of(
+        self, question: Question, samples: Sequence[Sample], advantages: Sequence[float]
+    ) -> list[Drawn]:
+        prompt = list(question.prompt_ids)
+        group = []
+        for number, (one, advantage) in enumerate(zip(samples, advantages, strict=True), start=1):
+            left_out = self.options.mask_truncated and one.cut is not None
+            group.append(
+                Drawn(
+                    prompt if left_out else prompt + one.ids,
+                    len(prompt),
+                    f"{question.place}, answer {number}",
+                    [] if left_out else one.logprobs,
+                    advantage,
+                )
+            )
+        return group if any(one.logprobs for one in group) else []
+
+    def _batch(self, groups: Groups, step: int) -> dict[str, Any]:
+        """The groups as the model takes them, with the numbers of each learned token: the sampler's
+        log-probability, the reference's, and the advantage (N x 3)."""
+        drawn = [one for group in groups for one in group]
+        batch = collate([one.document for one in drawn] or self.feed.fillers, self.feed.batching, step=step)
+        columns = [(logprob, 0.0, one.advantage) for one in drawn for logprob in one.logprobs]
+        batch["position_values"] = torch.tensor(columns, dtype=widest_type()).reshape(-1, 3)
+        return batch
+
+    # --- What is known of them
+
+    def _count(
+        self,
+        values: torch.Tensor,
+        totals: torch.Tensor,
+        samples: Sequence[Sequence[Sample]],
+        learns: torch.Tensor,
+    ) -> None:
+        flat = [one for own in samples for one in own]
+        deviations = totals.std(dim=1) if totals.shape[1] > 1 else totals.new_zeros(0)
+        columns = [
+            totals.flatten(), deviations, *values.unbind(1),
+            torch.tensor([float(len(one.ids)) for one in flat]),
+            torch.tensor([float(one.cut is not None) for one in flat]), (~learns).double(),
+        ]  # fmt: skip
+        sums = [[float(own.sum()), float(len(own))] for own in columns]
+        sums += [[float(self.rewards.errors.pop(name, 0)), float(len(flat))] for name in self.rewards.counted]
+        self.sums += torch.tensor(sums, dtype=torch.float64)
+
+    def _nothing(self) -> torch.Tensor:
+        return torch.zeros(len(self.names), 2, dtype=torch.float64)
+
+    def means(self) -> dict[str, float]:
+        """The means over all processes' answers since the last call. All processes must ask."""
+        total, self.sums = self.trainer.reduced(self.sums), self._nothing()
+        return {
+            name: value / count
+            for name, (value, count) in zip(self.names, total.tolist(), strict=True)
+            if count
+        }
+
+    def _tell(self, step: int, learns: bool) -> None:
+        """Say once in a row that nothing is learned."""
+        self.steps += 1
+        if self.trainer.group.any(learns):
+            return
+        self.steps_without_signal += 1
+        if self.steps_without_signal == 1:
+            logger.warning(
+                f"step {step} learns nothing: the answers to each of its prompts have the same reward. Such "
+                "steps are counted, and not said again"
+            )
+
+    def verdict(self) -> str | None:
+        """What is to be said at the end of steps that learned nothing; None where all learned."""
+        if not self.steps_without_signal:
+            return None
+        if self.steps_without_signal < self.steps:
+            return (
+                f"{self.steps_without_signal:,} of {self.steps:,} times that prompts were answered nothing "
+                "was learned: the answers to each prompt had the same reward"
+            )
+        return (
+            "nothing was learned: whenever prompts were answered, all answers to one had the same reward. "
+            "A reward that tells no answer from another teaches nothing; look at objective.rewards, and "
+            "whether the model ever answers right (metrics.jsonl has the mean of each reward)"
+        )
+
+    # --- Evaluation
+
+    def evaluation_means(self) -> tuple[float, dict[str, float]]:
+        """Minus the mean reward of an answer to each evaluation prompt, drawn from the same seed each time;
+        and the mean of each reward."""
+        group = self.trainer.group
+        mine = self.evaluation[group.rank :: group.world_size]
+        kept, self.sums = self.sums, self._nothing()
+        samples = self._samples(mine, 1, EVALUATION)
+        values = self._scored(mine, samples)
+        totals = values.sum(dim=1, keepdim=True)
+        self._count(values, totals, samples, torch.ones(len(mine), dtype=torch.bool))
+        found = self.means()
+        self.sums = kept
+        left_out = ("reward_deviation", "groups_without_signal")
+        return -found["reward"], {name: value for name, value in found.items() if name not in left_out}
+
+    # --- Checkpoints
+
+    def save(self, checkpoint: Path, step: int) -> None:
+        """Keep this process's answers, where a later step learns from them too."""
+        if step % self.options.epochs_per_sample:
+            kept = [[[asdict(one) for one in group] for group in groups] for groups in self.micro_batches]
+            write_private(checkpoint / self._file(), json.dumps(kept))
+
+    def load(self, checkpoint: Path, step: int) -> None:
+        """Take the answers up again. Raises CheckpointError where they aren't there."""
+        if not step % self.options.epochs_per_sample:
+            return
+        path = checkpoint / self._file()
+        try:
+            kept = json.loads(read_regular(path, MOST_BYTES))
+            self.micro_batches = [[[Drawn(**one) for one in group] for group in groups] for groups in kept]
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} can't be read, and the next step learns from the answers that it holds: {error}. "
+                "Resume with as many processes as the run had, or from an earlier checkpoint."
+            ) from error
+
+    def _file(self) -> str:
+        return f"answers_{self.trainer.group.rank}.json"
