@@ -11,6 +11,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "gguf": {"gguf": "gguf", "xllamacpp": "xllamacpp"},
     "compressed": {"compressed_tensors": "compressed-tensors"},
     "benchmarks": {"lm_eval": "lm-eval"},
+    "rewards": {"jsonschema": "jsonschema"},
     "sweep": {"optuna": "optuna", "cmaes": "cmaes"},
 }
 """The extras of pyproject.toml: for each the modules that are imported, and the packages that hold them."""

@@ -15,6 +15,7 @@ from finetune.evaluation.predictions import with_answer
 from finetune.evaluation.sandbox.programs import exit_in, run_answers
 from finetune.evaluation.sandbox.runner import why_no_sandbox
 from finetune.evaluation.text_scores import rewards_of_examples
+from finetune.extras import refuse_without
 from finetune.generation.loading import load_ready
 from finetune.models.device import Precision
 from finetune.objectives.reward import HEAD
@@ -144,9 +145,9 @@ def _single(path: str, section: RewardSection, allow_code: Collection[str]) -> C
         found = rewards.regex(section)
         return lambda answer: found(answer.said)
     if section.kind == "json_schema":
-        schema = section.json_schema or {}
-        rewards.check_schema(schema)
-        return lambda answer: rewards.json_fits(answer.said, schema)
+        refuse_without("jsonschema", f"{path}, of kind json_schema,")
+        fits = rewards.json_fits(section.json_schema or {})
+        return lambda answer: fits(answer.said)
     assert section.code is not None  # noqa: S101 - the schema sees to it
     require_allowed(section.code, allow_code, path)
     function = load_code(section.code, allow_code, FUNCTION)

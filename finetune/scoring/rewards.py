@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
-from numbers import Real
+from difflib import get_close_matches
 from typing import Any
 
 from finetune.recipe.schema.rewards import RewardSection
@@ -60,99 +60,59 @@ def length(section: RewardSection, tokens: int) -> float:
     return -min(1.0, max(below, above, 0) / (section.margin_tokens or 1))
 
 
-KEYWORDS = frozenset({
-    "type", "properties", "required", "additionalProperties", "items", "enum", "const", "anyOf", "pattern",
-    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "minItems",
-    "maxItems",
+ANNOTATIONS = frozenset({
+    "$schema", "$id", "$defs", "$comment", "title", "description", "default", "examples", "format",
+    "deprecated", "readOnly", "writeOnly", "then", "else", "minContains", "maxContains",
 })  # fmt: skip
-"""What is read of JSON Schema."""
-ANNOTATIONS = frozenset({"$schema", "title", "description", "default", "examples"})
-"""What says nothing of a value."""
-TYPES: dict[str, Callable[[Any], bool]] = {
-    "object": lambda value: isinstance(value, dict),
-    "array": lambda value: isinstance(value, list),
-    "string": lambda value: isinstance(value, str),
-    "boolean": lambda value: isinstance(value, bool),
-    "null": lambda value: value is None,
-    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    "integer": lambda value: (
-        not isinstance(value, bool) and isinstance(value, int | float) and value == value // 1
-    ),
-}
-FORMS: dict[str, type] = {
-    "properties": dict, "required": list, "enum": list, "anyOf": list, "pattern": str,
-    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), int),
-    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), Real),
-}  # fmt: skip
-"""What keywords hold."""
-BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
-    "minimum": lambda value, bound: not TYPES["number"](value) or value >= bound,
-    "maximum": lambda value, bound: not TYPES["number"](value) or value <= bound,
-    "exclusiveMinimum": lambda value, bound: not TYPES["number"](value) or value > bound,
-    "exclusiveMaximum": lambda value, bound: not TYPES["number"](value) or value < bound,
-    "minLength": lambda value, bound: not isinstance(value, str) or len(value) >= bound,
-    "maxLength": lambda value, bound: not isinstance(value, str) or len(value) <= bound,
-    "minItems": lambda value, bound: not isinstance(value, list) or len(value) >= bound,
-    "maxItems": lambda value, bound: not isinstance(value, list) or len(value) <= bound,
-    "pattern": lambda value, bound: not isinstance(value, str) or re.search(bound, value) is not None,
-    "const": lambda value, bound: _same(value, bound),
-    "enum": lambda value, bound: any(_same(value, one) for one in bound),
-}
+"""Keywords of JSON Schema that another one reads, or nobody."""
+BELOW_ONE = frozenset(
+    {"items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else"}
+)
+BELOW_MANY = frozenset({"properties", "patternProperties", "$defs", "dependentSchemas"})
+BELOW_LIST = frozenset({"anyOf", "allOf", "oneOf", "prefixItems"})
 
 
-def json_fits(answer: str, schema: dict[str, Any]) -> float:
-    """1 where the answer, blanks around it aside, is JSON that fits the schema."""
+def json_fits(schema: Any) -> Callable[[str], float]:
+    """1 where the answer, blanks around it aside, is JSON that fits the schema (JSON Schema 2020-12).
+
+    Raises ValueError for what is no schema, or has a keyword that nobody knows, which would be passed over.
+    Nothing is fetched for a $ref.
+    """
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+    from referencing import Registry
+
     try:
-        return float(fits(json.loads(answer), schema))
-    except (ValueError, RecursionError):
-        return 0.0
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        place = "".join(f".{step}" for step in error.absolute_path)
+        raise ValueError(f"json_schema{place}: {error.message}") from None
+    _refuse_unknown(schema, frozenset(Draft202012Validator.VALIDATORS) | ANNOTATIONS)
+    validator = Draft202012Validator(schema, registry=Registry())
+
+    def score(answer: str) -> float:
+        try:
+            value = json.loads(answer)
+        except (ValueError, RecursionError):
+            return 0.0
+        return float(validator.is_valid(value))
+
+    return score
 
 
-def fits(value: Any, schema: dict[str, Any]) -> bool:
-    """Whether a value of JSON fits a schema that check_schema let pass."""
-    kinds = schema.get("type", list(TYPES))
-    if not any(TYPES[kind](value) for kind in ([kinds] if isinstance(kinds, str) else kinds)):
-        return False
-    if any(name in schema and not bounded(value, schema[name]) for name, bounded in BOUNDS.items()):
-        return False
-    if "anyOf" in schema and not any(fits(value, one) for one in schema["anyOf"]):
-        return False
-    if isinstance(value, list) and "items" in schema:
-        return all(fits(item, schema["items"]) for item in value)
-    if not isinstance(value, dict):
-        return True
-    known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
-    if any(name not in value for name in schema.get("required", ())):
-        return False
-    if others is False and any(name not in known for name in value):
-        return False
-    beyond = others if isinstance(others, dict) else {}
-    return all(fits(item, known.get(name, beyond)) for name, item in value.items())
-
-
-def check_schema(schema: Any, place: str = "json_schema") -> None:
-    """Raises ValueError for a schema that isn't read here."""
+def _refuse_unknown(schema: Any, known: frozenset[str], place: str = "json_schema") -> None:
     if not isinstance(schema, dict):
-        raise ValueError(f"{place} is {schema!r}; expected a mapping")
-    strange = [name for name in schema if name not in KEYWORDS | ANNOTATIONS]
-    if strange:
-        raise ValueError(f"{place} has {strange[0]!r}, which isn't read here; it may have {sorted(KEYWORDS)}")
-    for name, form in FORMS.items():
-        if name in schema and not isinstance(schema[name], form):
-            raise ValueError(f"{place}.{name} is {schema[name]!r}; JSON Schema has {form.__name__} there")
-    _pattern(schema.get("pattern", ""))
-    kinds = schema.get("type", [])
-    for kind in [kinds] if isinstance(kinds, str) else kinds:
-        if kind not in TYPES:
-            raise ValueError(f"{place}.type is {kind!r}; expected one of {sorted(TYPES)}")
-    for name, below in schema.get("properties", {}).items():
-        check_schema(below, f"{place}.properties.{name}")
-    for number_of, below in enumerate(schema.get("anyOf", ())):
-        check_schema(below, f"{place}.anyOf.{number_of}")
-    if "items" in schema:
-        check_schema(schema["items"], f"{place}.items")
-    if not isinstance(schema.get("additionalProperties", True), bool):
-        check_schema(schema["additionalProperties"], f"{place}.additionalProperties")
+        return
+    for name, value in schema.items():
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{place}.{name} is no keyword of JSON Schema{hint}")
+        if name in BELOW_ONE:
+            _refuse_unknown(value, known, f"{place}.{name}")
+        elif name in BELOW_MANY or name in BELOW_LIST:
+            for step, own in value.items() if name in BELOW_MANY else enumerate(value):
+                _refuse_unknown(own, known, f"{place}.{name}.{step}")
 
 
 def _pattern(text: str, flags: int = 0) -> re.Pattern[str]:
@@ -160,8 +120,3 @@ def _pattern(text: str, flags: int = 0) -> re.Pattern[str]:
         return re.compile(text, flags)
     except re.error as error:
         raise ValueError(f"the pattern {text!r} can't be read: {error}") from None
-
-
-def _same(one: Any, other: Any) -> bool:
-    # true is no 1 in JSON.
-    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)

@@ -48,8 +48,7 @@ class RewardSection(Section):
     """regex: a regular expression of Python's, looked for anywhere; a dot takes line ends too."""
 
     json_schema: dict[str, Any] | None = None
-    """json_schema: of JSON Schema type, properties, required, additionalProperties, items, enum, const,
-    anyOf, pattern, and bounds of numbers and lengths."""
+    """json_schema: a schema of JSON Schema, version 2020-12; nothing is fetched for it."""
 
     least_tokens: Tokens | None = None
     """length: shorter answers are punished."""

@@ -71,6 +71,15 @@ def rewarded(
         ({"kind": "json_schema", "json_schema": {"items": {"enum": [1, "a"]}}}, '[1, "a"]', "x", 1),
         ({"kind": "json_schema", "json_schema": {"items": {"enum": [1, "a"]}}}, "[true]", "x", 0),
         ({"kind": "json_schema", "json_schema": {"anyOf": [{"type": "null"}, {"const": 3}]}}, "3", "x", 1),
+        (
+            {
+                "kind": "json_schema",
+                "json_schema": {"items": {"$ref": "#/$defs/one"}, "$defs": {"one": {"const": 1}}},
+            },
+            "[1, 2]",
+            "x",
+            0,
+        ),
     ],
 )
 def test_rewards_are_what_they_say(
