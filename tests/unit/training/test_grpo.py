@@ -326,7 +326,10 @@ def test_a_prompt_that_fills_the_context_is_refused(asking: Asking) -> None:
         ({"kind": "pass"}, "has no tests to run"),
         ({"kind": "label"}, "has a label, and the recipe names none"),
         ({"kind": "regex", "pattern": "("}, r"the pattern '\(' can't be read"),
-        ({"kind": "json_schema", "json_schema": {"type": "objekt"}}, "json_schema.type: .objekt. is not valid"),
+        (
+            {"kind": "json_schema", "json_schema": {"type": "objekt"}},
+            "json_schema.type: .objekt. is not valid",
+        ),
         (
             {"kind": "json_schema", "json_schema": {"items": {"propertys": {}}}},
             "json_schema.items.propertys is no keyword",
