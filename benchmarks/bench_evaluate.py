@@ -3,8 +3,8 @@
     python benchmarks/bench_evaluate.py [--rows 60]
 
 The base of the shipped recipes (SmolLM2-135M) on generated orders, greedily, to the end of a turn: 32 at a
-time, beside the same rows one by one; then the likelihoods of four labels after each prompt (the prompt once,
-the labels behind its keys and values), beside a whole row for each label. In turns, the best of two rounds.
+time, beside the same rows one by one; then the likelihoods of four labels after each prompt (the prompt
+once), beside a whole row for each label. In turns, the best of two rounds.
 """
 
 import argparse

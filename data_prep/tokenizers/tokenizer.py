@@ -164,7 +164,7 @@ def _add_tokens(tokenizer: "PreTrainedTokenizerFast", new_tokens: Sequence[str])
 
 def _set_pad_token(tokenizer: "PreTrainedTokenizerFast", pad_token: str | None) -> None:
     if pad_token is not None:
-        if pad_token not in tokenizer.get_vocab():
+        if tokenizer.backend_tokenizer.token_to_id(pad_token) is None:
             raise DataError(
                 f"pad_token {pad_token!r} is not in the vocabulary; name one that is, or add it to "
                 "model.new_tokens"

@@ -58,7 +58,10 @@ def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if "trainable_parameters" in facts:
         how = facts["method"] + (f" in {facts['loaded_in']}" if facts["loaded_in"] else "")
         if facts["rank"] is not None:
-            how += f", rank {facts['rank']}, {_targets(facts['targets'])}"
+            ranks = " to ".join(f"{rank}" for rank in sorted({min(facts["ranks"]), max(facts["ranks"])}))
+            how += f", rank {ranks}, {_targets(facts['targets'])}"
+            if facts["excluded"]:
+                how += f" without {', '.join(facts['excluded'])}"
         if facts["adapted_layers"] is not None:
             how += f" of layers {', '.join(map(str, facts['adapted_layers']))}"
         lines.append(

@@ -1,8 +1,9 @@
 """What becomes of values about the model and the adapter."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from data_prep.config import is_template_text
 from finetune.conversion.draft import Draft
@@ -161,6 +162,34 @@ def targets(entry: GivenKey, alias: Alias, draft: Draft) -> None:
         draft.carry(entry, alias.ours, "all-linear")
     else:
         draft.carry(entry, alias.ours, list(dict.fromkeys(found)))
+
+
+def modules(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    """Modules by any part of their names."""
+    if entry.off:
+        draft.carried(entry, alias.ours, "off there")
+    else:
+        names = [entry.value] if isinstance(entry.value, str) else name_list(entry)
+        _named(entry, dict.fromkeys(names), alias.ours, draft)
+
+
+def by_module(entries: Sequence[GivenKey], key: str, draft: Draft) -> None:
+    """Values by modules' names, such as rank_pattern's, each an entry of its own."""
+    if entries:
+        values = {entry.key.removeprefix(f"{key}."): entry.value for entry in entries}
+        _named(replace(entries[0], key=key, value=values), values, f"adapter.{key}", draft)
+
+
+def _named(entry: GivenKey, values: Mapping[str, Any], ours: str, draft: Draft) -> None:
+    """What is said of modules, by their names; regular expressions that are more than a name are not
+    carried."""
+    names = {name: name.removeprefix("^").removesuffix("$").replace("\\.", ".") for name in values}
+    if any(re.fullmatch(r"[A-Za-z0-9_.]+", name) is None for name in names.values()):
+        draft.drop(entry, f"modules are named, not matched: list them in {ours}")
+    elif isinstance(entry.value, dict):
+        draft.carry(entry, ours, {names[name]: value for name, value in values.items()})
+    else:
+        draft.carry(entry, ours, list(names.values()))
 
 
 def matched(entry: GivenKey, value: str, alias: Alias, draft: Draft) -> None:

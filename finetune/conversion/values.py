@@ -215,6 +215,7 @@ HOWS: Mapping[str, How] = {
     "method": model.method,
     "bits": model.bits,
     "targets": model.targets,
+    "modules": model.modules,
     "all_linear": model.all_linear,
     "yes": _yes,
     "no": _no,

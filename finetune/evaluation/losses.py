@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, D model width, N supervised positions.
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +15,13 @@ from transformers import PreTrainedModel
 from data_prep.table.documents import Document
 from finetune.errors import FinetuneError
 from finetune.generation.model import causal_model, evaluating
-from finetune.models.batch import padded_batch
+from finetune.models.batch import padded_batch, shared_batch
+from finetune.models.kernels.attention import (
+    attention_by,
+    choose_attention,
+    shares_beginnings,
+    training_inputs,
+)
 from finetune.models.logits import head_of, states_of, widened
 from finetune.models.loss import IGNORE_INDEX
 from finetune.models.sizes import CHUNK_POSITIONS
@@ -36,15 +43,28 @@ def token_loss(model: PreTrainedModel, documents: Sequence[Document], batch_size
     )
 
 
-def document_losses(model: PreTrainedModel, documents: Sequence[Document], batch_size: int) -> list[LossSum]:
+def document_losses(
+    model: PreTrainedModel, documents: Sequence[Document], batch_size: int, documents_per_row: int = 1
+) -> list[LossSum]:
     """The loss of each document, in their order. The head runs at supervised positions only, a chunk of them
-    at a time."""
+    at a time.
+
+    What the documents of a row begin with is computed once, where attention can. `batch_size` counts rows.
+    """
     causal = causal_model(model)
+    attention = choose_attention(causal.device, causal.dtype, causal.config)
+    shared = documents_per_row > 1 and shares_beginnings(attention, causal.config)
     sums: list[LossSum] = [LossSum(0.0, 0, 0.0)] * len(documents)
     with torch.no_grad(), evaluating(model):
-        for indices, batch in document_batches(documents, batch_size, model.device):
-            for index, loss in zip(indices, _row_losses(causal, batch), strict=True):
-                sums[index] = loss
+        batches = (
+            _shared_batches(documents, batch_size, documents_per_row, model.device)
+            if shared
+            else document_batches(documents, batch_size, model.device)
+        )
+        with attention_by(attention, causal.config) if shared else nullcontext():
+            for indices, batch in batches:
+                for index, loss in zip(indices, _losses(causal, batch), strict=True):
+                    sums[index] = loss
     return sums
 
 
@@ -60,22 +80,51 @@ def document_batches(
         yield indices, {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def _row_losses(causal: Any, batch: dict[str, torch.Tensor]) -> list[LossSum]:
-    """The loss of each row of a batch."""
+def _shared_batches(
+    documents: Sequence[Document], batch_size: int, per_row: int, device: torch.device
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """The same with a packed row for each batch, in which beginnings that a row's documents share are there
+    once."""
+    lengths = [len(document.token_ids) for document in documents]
+    order = sorted(
+        range(0, len(documents), per_row), key=lambda row: (-max(lengths[row : row + per_row]), row)
+    )
+    for first in range(0, len(order), batch_size):
+        indices = [row + own for row in order[first : first + batch_size] for own in range(per_row)]
+        batch = shared_batch([documents[index] for index in indices], per_row)
+        yield (
+            indices,
+            {
+                name: value.to(device) if isinstance(value, torch.Tensor) else value
+                for name, value in batch.items()
+            },
+        )
+
+
+def _losses(causal: Any, batch: dict[str, Any]) -> list[LossSum]:
+    """The loss of each document of a batch."""
     labels, weights = batch.pop("shift_labels"), batch.pop("shift_weights", None)
     read = labels.ne(IGNORE_INDEX)
     factors = read.double().cpu() if weights is None else weights.double().cpu()
-    counts = read.sum(dim=1).tolist()
-    sums = torch.zeros(len(labels), dtype=torch.float64)
-    if any(counts):
+    owners = torch.arange(len(labels))[:, None].expand(labels.shape)
+    if "documents" in batch:
+        owners = torch.arange(len(batch["documents"])).repeat_interleave(torch.tensor(batch["documents"]))[
+            None
+        ]
+        batch |= training_inputs(causal.config, None, batch["position_ids"])
+    documents = int(owners.max()) + 1
+    sums, counted = (torch.zeros(documents, dtype=torch.float64) for _ in range(2))
+    counts = torch.zeros(documents, dtype=torch.long)
+    here = read.cpu()
+    counted.index_add_(0, owners.flatten(), factors.flatten())
+    counts.index_add_(0, owners.flatten(), here.long().flatten())
+    if here.any():
         hidden, head = states_of(causal, **batch, use_cache=False)[0][read], head_of(causal)
-        rows, targets, factor = read.nonzero()[:, 0].cpu(), labels[read], factors[read.cpu()]
+        rows, targets, factor = owners[here], labels[read], factors[here]
         for start in range(0, len(targets), CHUNK_POSITIONS):
-            here = slice(start, start + CHUNK_POSITIONS)
-            logits = widened(head(hidden[here]))
-            losses = functional.cross_entropy(logits, targets[here], reduction="none")
+            chunk = slice(start, start + CHUNK_POSITIONS)
+            logits = widened(head(hidden[chunk]))
+            losses = functional.cross_entropy(logits, targets[chunk], reduction="none")
             # On the host: Apple's MPS has no float64.
-            sums.index_add_(0, rows[here], losses.cpu().double() * factor[here])
-    return [
-        LossSum(*values) for values in zip(sums.tolist(), counts, factors.sum(dim=1).tolist(), strict=True)
-    ]
+            sums.index_add_(0, rows[chunk], losses.cpu().double() * factor[chunk])
+    return [LossSum(*values) for values in zip(sums.tolist(), counts.tolist(), counted.tolist(), strict=True)]

@@ -16,13 +16,14 @@ from finetune.evaluation.general_text import general_documents
 from finetune.evaluation.head_predictions import classify
 from finetune.evaluation.label_likelihood import label_likelihoods
 from finetune.evaluation.losses import document_losses
-from finetune.evaluation.pair_rewards import pair_rewards
 from finetune.evaluation.predictions import OnProgress, answer_questions
+from finetune.evaluation.preference_rewards import judged_rewards, pair_rewards
 from finetune.evaluation.sandbox.programs import run_answers
 from finetune.generation.base_options import unused_options
 from finetune.generation.generate import cut_notes
 from finetune.generation.model import positions_of
 from finetune.objectives import objective_of
+from finetune.objectives.kto import Kto
 from finetune.objectives.pairs import PairObjective
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import EvaluateSection
@@ -106,8 +107,8 @@ def measured_of(
     left."""
     work = _Measurement(model, tokenizer, recipe, rows, frozenset(names), progress)
     objective = objective_of(recipe)
-    if isinstance(objective, PairObjective):
-        measured = work.compared(objective)
+    if isinstance(objective, PairObjective | Kto):
+        measured = work.rewarded(objective)
     else:
         measured = work.generated() if objective.writes_text else work.classified()
     return measured, work.seconds
@@ -215,10 +216,17 @@ class _Measurement:
         answers = [Prediction(*pair) for pair in zip(self.rows.questions, said, strict=True)]
         return Measured(losses, self.rows.places, answers=answers, labels=self.rows.labels)
 
-    def compared(self, objective: PairObjective) -> Measured:
-        """Of a model that learned from pairs of answers: their rewards."""
+    def rewarded(self, objective: PairObjective | Kto) -> Measured:
+        """Of a model that learned from preferences: the rewards of the answers."""
         documents, size = self.rows.documents, self.section.batch_size
-        rewards = self._timed("rewards", lambda: pair_rewards(self.model, documents, objective, size))
+        rewards = self._timed(
+            "rewards",
+            lambda: (
+                judged_rewards(self.model, documents, objective, size)
+                if isinstance(objective, Kto)
+                else pair_rewards(self.model, documents, objective, size)
+            ),
+        )
         return Measured(places=self.rows.places, rewards=rewards)
 
     def generated(self) -> Measured:

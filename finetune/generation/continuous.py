@@ -11,8 +11,7 @@ Shapes: B rows, T tokens of a step, V tokens of the vocabulary.
 
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +28,7 @@ from finetune.generation.row_cache import BY_ROW, RowPlace, Shelf, Shelves, Span
 from finetune.generation.sampling import next_tokens
 from finetune.models.adapters.by_token import AdapterByToken, Segment, refuse_own_tokens
 from finetune.models.architectures import family_of
+from finetune.models.kernels.attention import attention_by
 from finetune.models.kernels.noise import seed_of
 from finetune.models.kernels.rope import looks_at_length
 
@@ -270,7 +270,7 @@ class ContinuousBatch:
         self, tokens: Sequence[int], positions: Sequence[int], last: Sequence[int], spans: Sequence[Span]
     ) -> torch.Tensor:
         device = self._model.device
-        with _attention(self._model.config):
+        with attention_by(BY_ROW, self._model.config):
             found: Any = self._model(
                 input_ids=torch.tensor([tokens], device=device),
                 position_ids=torch.tensor([positions], device=device),
@@ -350,17 +350,6 @@ class ContinuousBatch:
         if place is not None:
             place.take_over(row.place, row.computed)
             self._kept[next(self._numbers)] = replace(row, place=place)
-
-
-@contextmanager
-def _attention(config: Any) -> Iterator[None]:
-    """Attention by row while this lasts."""
-    own = config._attn_implementation
-    config._attn_implementation = BY_ROW
-    try:
-        yield
-    finally:
-        config._attn_implementation = own
 
 
 def _adapter_name(work: tuple[_Row, int]) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from data_prep.feedback import FeedbackEncoding, Mismatched
 from finetune.objectives.base import Objective
-from finetune.objectives.pairs import Positive, ReferenceOptions
+from finetune.objectives.pairs import Positive, ReferenceOptions, refers_to_base
 from finetune.recipe.given import Given, RuleProblem, asked
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from data_prep.table.documents import Document
     from finetune.models.loss import LossInputs
     from finetune.recipe.schema import Recipe
+    from finetune.recipe.schema.model import ModelSection
 
 
 class KtoOptions(ReferenceOptions):
@@ -50,6 +51,12 @@ class Kto(Objective):
     def __init__(self, recipe: "Recipe"):
         super().__init__(recipe)
         self.reference = self.options.reference
+        self.is_relative_to_base = refers_to_base(recipe, self.reference)
+
+    @classmethod
+    def outcome(cls, model: "ModelSection") -> str:
+        """Judged answers, of which rewards are measured."""
+        return "judged"
 
     def problems(self, given: Given) -> RuleProblem:
         """All that is learned is what was judged."""
@@ -115,3 +122,7 @@ class Kto(Objective):
         from finetune.models.batch import row_count
 
         return row_count(batch)
+
+    def metrics_by_default(self, *, asks: bool) -> tuple[str, ...]:
+        """Whether good answers have the higher rewards."""
+        return ("reward_auc",)

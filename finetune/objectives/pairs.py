@@ -46,6 +46,15 @@ class ReferenceOptions(Section):
         return reference
 
 
+def refers_to_base(recipe: "Recipe", reference: str) -> bool:
+    """Whether a reference is the model without its adapter."""
+    adapter = recipe.adapter
+    starts_from_base = (
+        adapter.continue_from is None and not adapter.starts_at_base and adapter.init != "loftq"
+    )
+    return adapter.method != "full" and (reference == "base" or (reference == "start" and starts_from_base))
+
+
 class PairObjective(Objective):
     """A loss of the margin between the rewards of two answers; the mean over pairs.
 
@@ -61,14 +70,7 @@ class PairObjective(Objective):
         super().__init__(recipe)
         self.reference = getattr(self.options, "reference", "none")
         self.has_reference = self.reference != "none"
-        adapter = recipe.adapter
-        starts_from_base = (
-            adapter.continue_from is None and not adapter.starts_at_base and adapter.init != "loftq"
-        )
-        self.is_relative_to_base = adapter.method != "full" and (
-            self.reference == "base" or (self.reference == "start" and starts_from_base)
-        )
-        """Whether the reference is the model without its adapter."""
+        self.is_relative_to_base = refers_to_base(recipe, self.reference)
         self.values_per_document = 1 if self.has_reference else 0
         self.supervised_weight = float(getattr(self.options, "supervised_weight", self.supervises))
         parts = ("losses/preference", "losses/supervised") if self.supervised_weight else ()

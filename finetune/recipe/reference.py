@@ -173,7 +173,8 @@ def _type(knob: Schema, titles: dict[str, str]) -> str:
         return ", ".join(f"`{value}`" for value in knob.get("enum", [knob.get("const")]))
     kind = TYPES.get(knob["type"], str(knob["type"])) if "type" in knob else "any value"
     if kind == "object":
-        below = knob["additionalProperties"]  # True where it may be anything
+        # Where names have a form they are patterns; True where it may be anything.
+        below = next(iter(knob.get("patternProperties", {}).values()), knob.get("additionalProperties"))
         kind = f"a mapping of text to {_type(below if isinstance(below, dict) else {}, titles)}"
     if "items" in knob:
         kind = f"a list of {_type(knob['items'], titles)}"

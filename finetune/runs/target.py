@@ -164,15 +164,15 @@ def _hub_target(text: str, base: ModelSection | None) -> Target:
     if not is_hub_id(text) or text.startswith((".", "~", "/")):
         raise ModelError(
             f"{text} is not a model or a run: there is nothing at {Path(text).expanduser().absolute()}; "
-            "expected a run folder, an adapter folder, a model folder or a hub id "
-            f"(owner/name){_near(Path(text).expanduser())}."
+            "expected a run folder, an adapter folder, a model folder or a hub id (owner/name)."
+            f"{_near(Path(text).expanduser())}"
         )
     try:
         folder, adapter = description_of(text, named_in="MODEL_OR_RUN")
     except ModelError as error:
         raise ModelError(
-            f"{text} is no folder here ({Path(text).absolute()}){_near(Path(text))}, and the hub does not "
-            f"give it: {error}"
+            f"{text} is no folder here ({Path(text).absolute()}).{_near(Path(text))} As a hub id: "
+            f"{str(error).removeprefix('MODEL_OR_RUN: ')}"
         ) from None
     if adapter:
         return _adapter_target(
@@ -190,7 +190,7 @@ def _near(path: Path) -> str:
     except OSError:
         return ""
     close = get_close_matches(path.name, names, n=3)
-    return f"; did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else ""
+    return f" Did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else ""
 
 
 def _head_of(folder: Path) -> HeadSection | None:

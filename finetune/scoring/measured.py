@@ -139,7 +139,8 @@ class Measured:
     """Of each document of a general text."""
     general_places: list[str] = field(default_factory=list)
     rewards: list[tuple[float, float]] = field(default_factory=list)
-    """Of the chosen and the rejected answer of each pair, whose documents follow one another."""
+    """Of the chosen and the rejected answer of each pair, whose documents follow one another; of a judged
+    answer its reward and the judgement, 1 or 0."""
     bleu_tokenizer: BleuTokenizer = "auto"
     notes: tuple[str, ...] = ()
     """What a person should know of how the answers were made."""
@@ -157,7 +158,7 @@ class Measured:
     def places_of(self, of: Of) -> list[str]:
         """Where these rows are."""
         if of == "rewards":
-            return self.places[::2]
+            return self.places[:: max(1, len(self.places) // len(self.rewards))]
         if of == "general":
             return self.general_places
         return self.places if of == "losses" else [answer.question.place for answer in self.answers]

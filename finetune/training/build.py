@@ -46,7 +46,7 @@ from finetune.models.bases.pruned import is_pruned
 from finetune.models.bases.shapes import adapted_layers, check_weights
 from finetune.models.by_layer import empty_layers
 from finetune.models.device import Precision, choose_device, choose_precision
-from finetune.models.kernels.attention import OURS, choose_attention
+from finetune.models.kernels.attention import choose_attention, shares_beginnings
 from finetune.models.kernels.fp8 import refuse_fp8, round_base
 from finetune.models.kernels.install import check_tiles, install_fast_path
 from finetune.models.kernels.sequence_parallel import refuse_unsplittable, split_rows
@@ -368,7 +368,7 @@ def _fills_layers(recipe: Recipe, inputs: Inputs, engine: Engine) -> bool:
         and not config.get("quantization_config")
         and not is_pruned(inputs.base.folder, adapter, engine)
         and not starts
-        and adapter.saved_rank >= this_group().world_size
+        and min(adapter.saved_rank, *adapter.ranks) >= this_group().world_size
     )
 
 
@@ -498,12 +498,12 @@ def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
 
 
 def _shares_prompts(recipe: Recipe, inputs: Inputs, noise: int | None) -> bool:
-    """Whether what the documents of a row begin with can be computed once: by attention that is ours, and
-    without noise, which each document has of its own."""
+    """Whether what the documents of a row begin with is computed once: where attention can, and without
+    noise, which each document has of its own."""
     config = load_config(inputs.base, recipe.model.rope_scaling)
     attention = choose_attention(choose_device(), inputs.precision.dtype, config)
     several = inputs.objective.encoding.documents_per_row > 1 or inputs.asking is not None
-    return several and attention in OURS and noise is None
+    return several and noise is None and shares_beginnings(attention, config)
 
 
 def _steps_for(epochs: float, feed: Feed) -> int:

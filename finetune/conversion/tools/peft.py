@@ -3,6 +3,7 @@
 from finetune.conversion.base import TRAINER_DEFAULTS, Tool
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey
+from finetune.conversion.model_values import by_module
 from finetune.conversion.reading import read
 
 BESIDE = ("training_args.json", "training_args.yaml", "training_args.yml", "training_args.toml")
@@ -12,7 +13,8 @@ EMPTY = (
     "loftq_config",
     "megatron_config",
     "qalora_group_size",
-    "exclude_modules",
+    "rank_pattern",
+    "alpha_pattern",
 )
 
 
@@ -44,6 +46,8 @@ def convert(given: Given, draft: Draft) -> None:
         if entry is not None and entry.off:
             given.take(key)
             draft.carried(entry, "", "off there")
+    for key in ("rank_pattern", "alpha_pattern"):
+        by_module(given.take_below(key), key, draft)
     pickled = given.file.parent / "training_args.bin"
     if pickled.is_file() and not any((given.file.parent / name).is_file() for name in BESIDE):
         why = "training_args.bin can run code and isn't loaded: write it as JSON (args.to_json_string())"

@@ -1,11 +1,11 @@
 """Attach, count, save and load adapters. LoRA: Hu et al. 2021, arXiv:2106.09685."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -34,13 +34,14 @@ from finetune.models.adapters.start import OriginalWeight, start_from_base, star
 from finetune.models.architectures.base import EMBEDDING, LM_HEAD, last_part
 from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_adapter_config, read_header
 from finetune.models.bases.hub import adapter_snapshot, is_hub_id
-from finetune.models.bases.shapes import adapted_layers
+from finetune.models.bases.shapes import adapted_layers, with_adapter
 from finetune.models.classify import CLASSIFIER
 from finetune.recipe.schema.adapter import AdapterSection
 
 PEFT_INITS = ("gaussian", "orthogonal")
 """Of adapter.init, what peft does by itself."""
 LAYER = re.compile(r"\.layers\.(\d+)\.")
+T = TypeVar("T")
 
 
 def attach(
@@ -73,6 +74,9 @@ def attach(
         lora_alpha=cast(int, section.saved_alpha),  # peft takes a fraction too
         lora_dropout=section.dropout,
         target_modules=targets,
+        exclude_modules=list(section.exclude_modules) or None,
+        rank_pattern=_by_peft(section.rank_pattern),
+        alpha_pattern=cast(dict[str, int], _by_peft(section.alpha_pattern)),
         layers_to_transform=layers,
         use_rslora=section.use_rslora,
         use_dora=section.use_dora,
@@ -89,6 +93,11 @@ def attach(
         start_from_residual(adapted, section, original)
     mask_updates(adapted)
     return trained_in_float32(adapted)
+
+
+def _by_peft(pattern: Mapping[str, T]) -> dict[str, T]:
+    """With the regular expressions that peft takes for names."""
+    return {name.replace(".", r"\."): value for name, value in pattern.items()}
 
 
 def token_rows(section: AdapterSection, new_token_ids: Sequence[int]) -> Sequence[int]:
@@ -115,7 +124,7 @@ def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[in
     return {name: list(ids) for name in ((last_part(EMBEDDING),) if one else (last_part(EMBEDDING), LM_HEAD))}
 
 
-def check_targets(model: nn.Module, section: AdapterSection) -> None:
+def check_targets(model: PreTrainedModel, section: AdapterSection) -> None:
     """Raises ModelError unless each target matches a linear layer or an embedding, and each module to save a
     module."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
@@ -127,6 +136,13 @@ def check_targets(model: nn.Module, section: AdapterSection) -> None:
                 raise ModelError(
                     f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(held)}."
                 )
+    if section.exclude_modules or section.rank_pattern or section.alpha_pattern:
+        leaves = linear_names(model) if section.target_modules == "all-linear" else targets
+        named = {name for name in names if any(is_target(name, leaf) for leaf in leaves)}
+        if section.layers is not None:
+            layers = adapted_layers(section, model.config.num_hidden_layers)
+            named = {name for name in named if {*LAYER.findall(name)} <= {*map(str, layers)}}
+        with_adapter(section, named)
 
 
 def continue_adapter(
@@ -148,14 +164,18 @@ def continue_adapter(
     wanted: dict[str, Any] = {
         "r": section.rank,
         "lora_alpha": section.alpha,
+        "rank_pattern": _by_peft(section.rank_pattern),
+        "alpha_pattern": _by_peft(section.alpha_pattern),
         "use_rslora": section.use_rslora,
         "use_dora": section.use_dora,
     }
     wanted |= {"lora_dropout": section.dropout} if section.dropout else {}
+    wanted |= {"exclude_modules": list(section.exclude_modules)} if section.exclude_modules else {}
     if section.modules_to_save and set(found["modules_to_save"] or ()) != set(section.modules_to_save):
         wanted["modules_to_save"] = list(section.modules_to_save)
     for key, value in wanted.items():
-        if (held := found[key]) != value:
+        held = found[key]
+        if held != value and (held or value):  # adapters from before peft had patterns have None
             raise ModelError(
                 f"adapter.continue_from: {folder} was trained with {key} {held}, the recipe asks for {value}."
             )

@@ -86,6 +86,8 @@ def _trainable_facts(
         "method": adapter.method,
         "loaded_in": adapter.base_quantization,
         "rank": None if adapter.method == "full" else adapter.rank,
+        "ranks": [] if adapter.method == "full" else list(adapter.ranks),
+        "excluded": list(adapter.exclude_modules),
         "adapted_layers": None if adapter.layers is None else adapted_layers(adapter, shape.layers),
         "targets": None if adapter.method == "full" else targets,
         "trainable_parameters": trainable,

@@ -5,6 +5,7 @@ Symbols: L layers, D model width, F feed-forward width, H heads, K key-value hea
 vocabulary, R rank.
 """
 
+import itertools
 import math
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -255,9 +256,9 @@ def trainable_shapes(
         )
         return
     for name in _targets(adapter, sizes, shape.layers):
-        inputs, outputs = sizes[name]
-        yield adapter.rank, inputs
-        yield outputs, adapter.rank
+        (inputs, outputs), rank = sizes[name], rank_of(adapter, name)
+        yield rank, inputs
+        yield outputs, rank
         if adapter.use_dora:
             yield (outputs,)
     whole = {
@@ -268,6 +269,12 @@ def trainable_shapes(
     if new_tokens and EMBEDDING not in whole:
         for _ in range(1 if shape.tied_head or head_outputs else 2):
             yield new_tokens, shape.width
+
+
+def rank_of(adapter: AdapterSection, module: str) -> int:
+    """The rank of a module's update."""
+    own = (rank for name, rank in adapter.rank_pattern.items() if is_target(module, name))
+    return next(own, adapter.rank)
 
 
 def count_trainable(shape: Shape, adapter: AdapterSection, new_tokens: int = 0, head_outputs: int = 0) -> int:
@@ -299,7 +306,25 @@ def _targets(adapter: AdapterSection, names: Iterable[str], layers: int) -> set[
         {name for name in names if name.startswith(f"{LAYERS}.")} if adapter.layers is not None else set()
     )
     left_out = {name for name in beside if not any(map(name.startswith, adapted))}
-    return _named(adapter, names) - left_out
+    return with_adapter(adapter, _named(adapter, names) - left_out)
+
+
+def with_adapter(adapter: AdapterSection, targets: set[str]) -> set[str]:
+    """Of the modules that target_modules and layers name, those that get an adapter.
+
+    Raises ModelError where exclude_modules or a pattern has a name that matches none of them, exclude_modules
+    leaves none, or two names of a pattern match one.
+    """
+    excluded = [_matches(name, targets, "exclude_modules") for name in adapter.exclude_modules]
+    found = targets.difference(*excluded)
+    if not found:
+        raise ModelError("adapter.exclude_modules leaves no module that gets an adapter; remove some.")
+    for key in ("rank_pattern", "alpha_pattern"):
+        own = [_matches(name, found, key) for name in getattr(adapter, key)]
+        for one, other in itertools.combinations(own, 2):
+            if one & other:
+                raise ModelError(f"adapter.{key}: two of its names match {min(one & other)}; expected one.")
+    return found
 
 
 def _named(adapter: AdapterSection, names: Iterable[str]) -> set[str]:
@@ -312,10 +337,13 @@ def _matches(target: str, names: Iterable[str], key: str) -> set[str]:
     known = list(names)
     found = {name for name in known if is_target(name, target)}
     if not found:
-        leaves = sorted(set(map(last_part, known)))
-        raise ModelError(
-            f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(leaves)}."
+        leaves = ", ".join(sorted(set(map(last_part, known))))
+        have = (
+            f"module of this base. It has: {leaves}"
+            if key in ("target_modules", "modules_to_save")
+            else f"module that gets an adapter. These do: {leaves}"
         )
+        raise ModelError(f"adapter.{key}: {target!r} matches no {have}.")
     return found
 
 

@@ -8,7 +8,8 @@ beginning, and sliding windows.
 Shapes: H heads, K key-value heads, T tokens of a row, D width of a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, cast
 
@@ -32,6 +33,23 @@ def choose_attention(device: torch.device, dtype: torch.dtype, config: Pretraine
     if family_of(config.model_type) is None:  # whose attention may ask for more than is computed here
         return "sdpa"
     return VARLEN if is_supported(device, dtype, config) else PER_DOCUMENT
+
+
+def shares_beginnings(attention: str, config: PretrainedConfig) -> bool:
+    """Whether what several documents begin with can be computed once: by an attention of ours, where
+    positions aren't scaled by the length of each document."""
+    return attention in OURS and not looks_at_length(config)
+
+
+@contextmanager
+def attention_by(name: str, config: Any) -> Iterator[None]:
+    """Another attention while this lasts."""
+    own = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
 
 
 def training_inputs(

@@ -179,8 +179,7 @@ LACKING = (
     ),
     Alias(
         "relora relora_steps layers_pattern layer_replication "
-        "rank_pattern alpha_pattern exclude_modules "
-        "lora_exclude_modules unfrozen_parameters "
+        "unfrozen_parameters "
         "freeze_parameters trainable_parameters num_layer_trainable use_llama_pro "
         "lora_target_parameters target_parameters trainable_token_indices "
         "megatron_config megatron_core lora_fan_in_fan_out fan_in_fan_out freeze_layers",

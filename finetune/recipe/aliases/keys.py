@@ -50,6 +50,7 @@ ADAPTER = (
         "lora_target_modules lora_target target_module target_modules targets",
         "adapter.target_modules", "targets",
     ),
+    Alias("exclude_modules lora_exclude_modules", "adapter.exclude_modules", "modules"),
     Alias("lora_target_linear match_all_linear", "adapter.target_modules", "all_linear", "all-linear"),
     Alias("peft_use_rslora", "adapter.use_rslora", "yes"),
     Alias("use_rslora", "adapter.use_rslora", "yes"),

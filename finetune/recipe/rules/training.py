@@ -75,10 +75,11 @@ def _adapter(recipe: Recipe, given: Given) -> RuleProblem:
             "adapter.init",
             "the adapter that is continued (adapter.continue_from) has its beginning; remove it",
         )
-    if adapter.init == "orthogonal" and adapter.rank % 2:
+    odd = [rank for rank in adapter.ranks if rank % 2]
+    if adapter.init == "orthogonal" and odd:
         yield (
             "adapter.init",
-            f"orthogonal splits the rank in two halves, and rank {adapter.rank} is odd; use an even one",
+            f"orthogonal splits the rank in two halves, and rank {odd[0]} is odd; use an even one",
         )
     whole = VOCABULARY & set(map(last_part, adapter.modules_to_save))
     absent = sorted(({last_part(EMBEDDING)} if recipe.model.classifies else VOCABULARY) - whole)
@@ -103,7 +104,11 @@ def _adapter(recipe: Recipe, given: Given) -> RuleProblem:
             "adapter.target_modules"
         )
         yield "adapter.modules_to_save", message
-    for knob, names in (("target_modules", targets), ("modules_to_save", adapter.modules_to_save)):
+    for knob, names in (
+        ("target_modules", targets),
+        ("modules_to_save", adapter.modules_to_save),
+        ("exclude_modules", adapter.exclude_modules),
+    ):
         repeated = sorted({name for name in names if list(names).count(name) > 1})
         if repeated:
             yield f"adapter.{knob}", f"named twice: {', '.join(repeated)}"
@@ -136,6 +141,9 @@ def _init(recipe: Recipe, given: Given) -> RuleProblem:
             "adapter.dropout",
             f"adapter.init {adapter.init} starts at a part of the base, which dropout would drop; remove one",
         )
+    for key in ("rank_pattern", "alpha_pattern"):
+        if (adapter.starts_at_base or adapter.init == "loftq") and getattr(adapter, key):
+            yield f"adapter.{key}", f"adapter.init {adapter.init} gives all modules one rank; remove one"
     if (adapter.starts_at_base or adapter.init == "loftq") and adapter.use_dora:
         yield "adapter.use_dora", f"DoRA was not shown with adapter.init {adapter.init}; remove one"
     vocabulary = sorted(VOCABULARY & set(map(last_part, adapter.target_modules)))

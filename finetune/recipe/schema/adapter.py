@@ -7,6 +7,7 @@ from pydantic import Field
 
 from data_prep.config import PATH, Section
 
+Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
 LAST_LAYERS = r"^last [1-9][0-9]{0,3}$"
 INITS = r"^(default|gaussian|orthogonal|pissa|pissa_niter_[1-9][0-9]?|olora|loftq)$"
 
@@ -37,6 +38,16 @@ class AdapterSection(Section):
     """Names of modules that get an adapter (q_proj, ...), or all linear layers but the head. Each must match
     one."""
 
+    exclude_modules: Annotated[tuple[Module, ...], Field(strict=False)] = ()
+    """Of target_modules, those that get no adapter (v_proj, layers.0.mlp.up_proj). Each must match one."""
+
+    rank_pattern: dict[Module, Annotated[int, Field(ge=1, le=4096)]] = Field(default={})
+    """Modules, named as in exclude_modules, whose update has another rank. Each must match one that gets an
+    adapter, and none may match two names."""
+
+    alpha_pattern: dict[Module, Annotated[float, Field(gt=0)]] = Field(default={})
+    """The same for alpha; a module's update is scaled by its own alpha and rank."""
+
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The probability that an input of the adapter is dropped, in training."""
 
@@ -64,6 +75,11 @@ class AdapterSection(Section):
     continue_from: Annotated[str | None, PATH] = None
     """An adapter to start from: a folder, a run or a hub id. Its rank, alpha and target_modules must
     equal the recipe's."""
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """All ranks that modules may have."""
+        return self.rank, *self.rank_pattern.values()
 
     @property
     def base_quantization(self) -> str | None:

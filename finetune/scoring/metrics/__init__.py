@@ -36,6 +36,7 @@ METRICS: tuple[Metric, ...] = (
     numbers.PEARSON,
     preferences.REWARD_ACCURACY,
     preferences.REWARD_MARGIN,
+    preferences.REWARD_AUC,
     *programs.PASS_AT,
 )
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 Scorer = Callable[["np.ndarray"], float]
 """A metric over some rows, each counted so often (N); nan where it isn't defined on them."""
 
-Model = Literal["text", "pairs", ProblemType]
-"""What is measured: text that a model predicts, rewards of the answers of pairs, or what the problem of a
-classification head says."""
+Model = Literal["text", "pairs", "judged", ProblemType]
+"""What is measured: text that a model predicts, rewards of the answers of pairs or of judged answers, or what
+the problem of a classification head says."""
 
 Need = Literal["labels", "one_label", "bytes"]
 """What the rows must have: named labels, exactly one of them per row, or the sizes of their texts in

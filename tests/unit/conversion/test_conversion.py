@@ -116,3 +116,20 @@ def test_a_pickled_file_beside_an_adapter_is_not_loaded(folder: Path) -> None:
     conversion = finetune.convert(folder / "adapter_config.json")
     assert not (folder / "pwned").exists()
     assert any(line.key == "training_args.bin" for line in conversion.dropped)
+
+
+def test_patterns_of_peft_are_names(tmp_path: Path) -> None:
+    """Modules by any part of their names; an expression that is more than one is said, not carried."""
+    config = {
+        "peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "up_proj"],
+        "base_model_name_or_path": "owner/name", "exclude_modules": ["layers.0.self_attn.q_proj"],
+        "rank_pattern": {"q_proj": 4, r"^model\.layers\.1\.mlp\.up_proj": 2},
+        "alpha_pattern": {".*up.*": 4},
+    }  # fmt: skip
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    conversion = finetune.convert(tmp_path / "adapter_config.json")
+    (tmp_path / "recipe.yaml").write_text(conversion.recipe)
+    adapter = finetune.load_recipe(tmp_path / "recipe.yaml").recipe.adapter
+    assert adapter.rank_pattern == {"q_proj": 4, "model.layers.1.mlp.up_proj": 2}
+    assert adapter.exclude_modules == ("layers.0.self_attn.q_proj",)
+    assert any(line.key == "alpha_pattern" and "not matched" in line.how for line in conversion.dropped)

@@ -36,7 +36,7 @@ def rows() -> list[Placed]:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_they_are_those_of_whole_rows(model: LlamaForCausalLM, tiny_base: Path, batch_size: int) -> None:
-    """Prompts once, padded, with the labels behind their keys and values: the same to 1e-4 as each row by
+    """Prompts once, with the labels behind them: the same to 1e-4 as each row by
     itself."""
     check_whole_rows(model, load_tokenizer(tiny_base), batch_size)
 

@@ -76,6 +76,8 @@ def measured_for(name: str) -> Measured:
         return Measured(general=losses().losses)
     if metric_of(name).of == "programs":
         return programs()
+    if name == "reward_auc":
+        return Measured(rewards=[(2.0, 1.0), (0.5, 0.0), (-1.0, 1.0), (0.5, 1.0), (0.25, 0.0)])
     if metric_of(name).of == "rewards":
         return Measured(rewards=[(2.0, 1.0), (0.5, 0.5), (-1.0, 3.0), (0.25, -4.0)])
     if name in ("mean_squared_error", "mean_absolute_error", "pearson"):
@@ -123,6 +125,15 @@ def test_a_weighted_metric_is_that_of_repeated_rows(name: str) -> None:
     weighted = metric_of(name).scorer(measured)(np.array(weights))
     assert weighted == pytest.approx(value(name, repeated(measured, weights)), rel=1e-9)
     assert weighted != pytest.approx(value(name, measured), rel=1e-9) or name == "exact_match"
+
+
+def test_the_area_under_the_curve_is_counted_pair_by_pair() -> None:
+    """Of a good and a bad answer; a tie is one half, and with one judgement alone there are none."""
+    measured = measured_for("reward_auc")
+    good, bad = ([reward for reward, judged in measured.rewards if judged == which] for which in (1.0, 0.0))
+    wins = [(one > other) + 0.5 * (one == other) for one in good for other in bad]
+    assert value("reward_auc", measured) == sum(wins) / len(wins) == 3.5 / 6
+    assert np.isnan(value("reward_auc", Measured(rewards=[(1.0, 1.0)])))
 
 
 @pytest.mark.parametrize(("name", "scale"), [("bleu", 100), ("chrf", 100)])

@@ -17,7 +17,15 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": ["q_proj", "down_proj"]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"target_modules": ["q_proj", "down_proj"]},
+        {"rank_pattern": {"k_proj": 2, "gate_proj": 7}, "alpha_pattern": {"v_proj": 1, "up_proj": 40}},
+    ],
+)
 def test_fused_layers_equal_pefts(tiny_base: Path, dtype: torch.dtype, options: dict[str, Any]) -> None:
     """Logits and gradients are peft's: 1e-12 in fp64, 1e-5 in fp32 (relative L2), with rsLoRA's scaling
     too."""

@@ -96,14 +96,14 @@ def test_a_model_of_the_hub_is_pinned_and_has_no_adapter(cache: Path, tiny_base:
 def test_a_name_that_is_nothing_claims_nothing(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mistyped run is said to be no folder, with what is near it, and that the hub doesn't give it."""
+    """A mistyped run is said to be no folder, with what is near it, and what the hub says."""
     (tmp_path / "runs" / "tiny-001").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     for name in ("runs/tiny-01", "./runs/tiny-01"):
-        with pytest.raises(ModelError, match=r"did you mean (\./)?runs/tiny-001") as caught:
+        with pytest.raises(ModelError, match=r"Did you mean (\./)?runs/tiny-001") as caught:
             choose_target(name, None)
         assert "whole weights" not in str(caught.value)
-    with pytest.raises(ModelError, match=r"no folder here .*hub does not give it: .*could not be fetched"):
+    with pytest.raises(ModelError, match=r"no folder here .* As a hub id: .*could not be fetched"):
         resolve_target("me/gone")
 
 

@@ -42,6 +42,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "first layer, checkpointed": {
         "adapter": {"rank": 4, "layers": [0]}, "train": {"activation_checkpointing": True},
     },
+    "ranks and alphas of their own, some left out": {
+        "adapter": {
+            "rank": 4, "rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 6},
+            "alpha_pattern": {"mlp.up_proj": 8, "k_proj": 3.5},
+            "exclude_modules": ["v_proj", "layers.0.mlp.gate_proj"],
+        },
+    },
     "new tokens and all others": WHOLE,
     "the same, tied": WHOLE | {"tied": True},
 }  # fmt: skip
@@ -108,7 +115,16 @@ def test_a_run_is_saved_for_its_base_evaluated_merged_and_resumed(
     assert_equal(resumed(folder), before)
 
 
-@pytest.mark.parametrize("kind", ["pissa", "olora", "last layer", "new tokens and all others"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "pissa",
+        "olora",
+        "last layer",
+        "ranks and alphas of their own, some left out",
+        "new tokens and all others",
+    ],
+)
 def test_plain_peft_on_the_base_answers_as_the_run_did(
     kind: str, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -157,3 +173,35 @@ def test_loftq_and_pissa_are_refused_on_a_base_that_is_stored_quantised(
     for adapter in ({"method": "qlora", "init": "loftq"}, {"init": "pissa"}):
         with pytest.raises(ModelError, match=r"adapter\.init .* needs the weights as they were .*nf4-double"):
             build.build_inputs(make_recipe(model={"base": str(base)}, adapter=adapter))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"rank_pattern": {"v_proj": 2}, "exclude_modules": ["v_proj"]}, "rank_pattern: 'v_proj' matches no module that"),
+        ({"alpha_pattern": {"layers.7.mlp.up_proj": 2}}, r"'layers\.7\.mlp\.up_proj' matches no module that gets"),
+        ({"rank_pattern": {"q_proj": 2, "layers.0.self_attn.q_proj": 3}}, "two of its names match .*0.self_attn.q_proj"),
+        ({"layers": [1], "exclude_modules": ["layers.0.mlp.up_proj"]}, "exclude_modules: .* matches no module that gets"),
+        ({"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]}, "leaves no module that gets an adapter"),
+    ],
+)  # fmt: skip
+def test_names_that_match_nothing_are_refused(
+    make_recipe: MakeRecipe, adapter: dict[str, Any], message: str
+) -> None:
+    """Of exclusions and patterns, before anything is loaded."""
+    with pytest.raises(ModelError, match=message):
+        build.build_inputs(make_recipe(adapter=adapter))
+
+
+def test_an_adapter_goes_on_with_its_own_ranks_alone(make_recipe: MakeRecipe) -> None:
+    """A recipe that continues it must say them as well."""
+    own = {"rank": 4, "rank_pattern": {"q_proj": 2}}
+    first = start(make_recipe(adapter=own, train=TRAIN))
+    further = {"continue_from": str(first.adapter)}
+    with pytest.raises(
+        ModelError, match=r"was trained with rank_pattern \{'q_proj': 2\}, the recipe asks for \{\}"
+    ):
+        start(make_recipe(adapter={"rank": 4} | further, train=TRAIN), name="other")
+    assert start(make_recipe(adapter=own | further, train=TRAIN), name="same").read_summary()[
+        "weights_changed"
+    ]

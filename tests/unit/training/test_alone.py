@@ -25,7 +25,7 @@ from finetune.generation.generate import generate_ids
 from finetune.merging.verification.distance import logits_of
 from finetune.models.bases.locate import Base
 from finetune.models.batch import packed_batch, padded_batch
-from finetune.models.kernels.attention import PER_DOCUMENT
+from finetune.models.kernels.attention import PER_DOCUMENT, choose_attention, shares_beginnings
 from finetune.models.kernels.noise import noise_seed, with_noise
 from finetune.models.kernels.rope import BY_LENGTH, looks_at_length, scale_by_document
 from finetune.models.load import load_model
@@ -126,6 +126,14 @@ def test_the_types_that_look_at_a_length_are_known(name: str, bases: Bases) -> N
     few, many = (ROPE_INIT_FUNCTIONS[name](config, seq_len=torch.tensor(length))[0] for length in (8, 200))
     assert torch.equal(few, many) == (name not in BY_LENGTH)
     assert looks_at_length(config) == (name in BY_LENGTH)
+
+
+@pytest.mark.parametrize("name", ["default", *BY_LENGTH])
+def test_only_what_no_length_scales_is_shared(name: str, bases: Bases) -> None:
+    """The chosen answer's length would scale the prompt that the rejected one goes on from."""
+    config = plain(bases[name]).config
+    attention = choose_attention(torch.device("cpu"), torch.float32, config)
+    assert shares_beginnings(attention, config) == (name == "default")
 
 
 @settings(deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])

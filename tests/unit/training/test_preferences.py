@@ -105,6 +105,23 @@ def test_judged_answers_are_learned(feedback: MakeRecipe) -> None:
     assert column(run, "eval/reward_accuracy")[-1] == 1.0
 
 
+def test_evaluating_judged_answers_compares_good_with_bad_ones(feedback: MakeRecipe) -> None:
+    """Of all pairs of a good and a bad answer; before step 1 all are ties, and the merge has no reference."""
+    run = start(
+        feedback(
+            train={"max_steps": 16, "evaluate_every": 16},
+            evaluate={"metrics": ["reward_auc"], "rows_in_training": 6},
+        )
+    )
+    assert column(run, "eval/reward_auc")[0] == 0.5
+    [score] = finetune.evaluate(run.path).scores.values()
+    assert (score.name, score.value) == ("reward_auc", 1.0)
+    assert score.rows == len(score.places) == 6
+    finetune.merge(run.path, run.path / "merged", verify="none")
+    with pytest.raises(FinetuneError, match="evaluate the run or its adapter, not a merged model"):
+        finetune.evaluate(run.path / "merged", run.path / "recipe.lock.yaml")
+
+
 def test_the_baseline_is_the_steps_whatever_its_micro_batches(feedback: MakeRecipe) -> None:
     """Loss and baseline of every step are those of micro-batches of another size."""
     runs = [start(feedback(train={"micro_batch_size": size}), name=f"micro{size}") for size in (1, 6)]
