@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         prune,
         push,
         resume,
+        sample,
         selftest,
         serve,
         sweep,
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "benchmark", "combine", "convert",
     "doctor", "evaluate", "export", "extract", "inspect", "list_runs", "load", "load_recipe", "merge",
-    "plan", "plot", "prune", "push", "resume", "selftest", "serve", "sweep", "train", "train_many",
-    "unmerge", "verify",
+    "plan", "plot", "prune", "push", "resume", "sample", "selftest", "serve", "sweep", "train",
+    "train_many", "unmerge", "verify",
 ]  # fmt: skip
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from finetune.evaluation.harness.benchmark import Benchmark
     from finetune.evaluation.predictions import OnProgress
     from finetune.evaluation.report import Report
+    from finetune.evaluation.sampled import SampledRows
     from finetune.exporting.report import ExportReport
     from finetune.exporting.vllm import VllmAdapter
     from finetune.hub.push import Pushed
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "audit", "benchmark", "combine", "convert", "doctor",
     "evaluate", "export", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot",
-    "prune", "push", "resume", "selftest", "serve", "sweep", "train", "train_many", "unmerge", "verify",
+    "prune", "push", "resume", "sample", "selftest", "serve", "sweep", "train", "train_many", "unmerge",
+    "verify",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -536,6 +538,58 @@ def evaluate(
         evaluation.of_loaded(target, model.model, model.tokenizer)
         if isinstance(model, Model)
         else evaluation.of(target)
+    )
+
+
+def sample(
+    recipe: AnyRecipe,
+    output: str | Path,
+    overrides: Overrides = (),
+    *,
+    model: "AnyModel | None" = None,
+    base: str | Path | None = None,
+    scores: Sequence[str] | None = None,
+    count: int = 8,
+    keep: str = "best",
+    at_least: float | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    allow_code: Collection[str] = (),
+    progress: "OnProgress | None" = None,
+) -> "SampledRows":
+    """Answer the prompts of a recipe's training rows `count` times each, score the answers, and write those
+    that `keep` says (best, all or pairs) as JSON lines to train on.
+
+    The recipe's own base answers, or `model`. `scores` are kinds of rewards, each with weight 1; the recipe's
+    objective.rewards where none are given. Called again with the same arguments after an interruption, it
+    goes on. Raises FinetuneError where a score can't be had, the output exists, or nothing is asked.
+    """
+    from finetune.evaluation.sampled import options_of, sample_rows, table_of
+    from finetune.runs.target import Target
+
+    options = options_of(
+        count=count, keep=keep, at_least=at_least, temperature=temperature, top_p=top_p, top_k=top_k,
+        min_p=min_p, max_new_tokens=max_new_tokens, seed=seed,
+    )  # fmt: skip
+    loaded = load_recipe(recipe, overrides).recipe
+    table, named = table_of(loaded, scores)
+    if model is None:
+        target = Target(loaded.model, None, loaded, f"the base {loaded.model.base}")
+    else:
+        target = resolve_target(str(_path(model)), None if base is None else str(base))
+    return sample_rows(
+        loaded,
+        target,
+        Path(output),
+        table,
+        options,
+        named=named,
+        allow_code=allow_code,
+        progress=progress,
     )
 
 

@@ -153,17 +153,17 @@ class ChatRenderer:
         """A message for the template; reasoning goes under the template's own key, else before the content,
         between tags."""
         if not message.reasoning:
-            return _turn(message, as_parts=as_parts)
+            return turn_of(message, as_parts=as_parts)
         if self._reasoning_key is not None:
-            return _turn(message, as_parts=as_parts) | {self._reasoning_key: message.reasoning}
+            return turn_of(message, as_parts=as_parts) | {self._reasoning_key: message.reasoning}
         content = f"{THINK}\n{message.reasoning}\n{THINK_END}\n\n{message.content}"
-        return _turn(replace(message, content=content), as_parts=as_parts)
+        return turn_of(replace(message, content=content), as_parts=as_parts)
 
     @cached_property
     def _reasoning_key(self) -> str | None:
         """The message key from which the template reads reasoning; None if it reads none."""
         turns = [
-            _turn(message, as_parts=self.takes_parts(message.role)) for message in _around("assistant", "a")
+            turn_of(message, as_parts=self.takes_parts(message.role)) for message in _around("assistant", "a")
         ]
         for key in REASONING_KEYS:
             try:
@@ -180,7 +180,7 @@ class ChatRenderer:
         the form itself."""
         from data_prep.jinja.limits import OutOfTime
 
-        turns = [_turn(message, as_parts=own if message.role == role else others) for message in messages]
+        turns = [turn_of(message, as_parts=own if message.role == role else others) for message in messages]
         try:
             text = self._write(turns, (_ANY_TOOL,) if tools else (), False, len(MARKER))
         except (
@@ -285,7 +285,7 @@ def _around(role: str, content: str) -> list[Message]:
     ]
 
 
-def _turn(message: Message, *, as_parts: bool = False) -> dict[str, Any]:
+def turn_of(message: Message, *, as_parts: bool = False) -> dict[str, Any]:
     """A message as chat templates take it: OpenAI's form, a call's arguments as an object."""
     content = [{"type": "text", "text": message.content}] if as_parts else message.content
     turn: dict[str, Any] = {"role": message.role, "content": content}
@@ -363,7 +363,7 @@ def special_tokens_in(
         texts = [message.content for message in example.messages]
         texts += [message.reasoning for message in example.messages if message.reasoning]
         texts += [
-            json.dumps(_turn(message), ensure_ascii=False, default=str)
+            json.dumps(turn_of(message), ensure_ascii=False, default=str)
             for message in example.messages
             if message.tool_calls
         ]

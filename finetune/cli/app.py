@@ -42,6 +42,7 @@ VERBS: dict[str, str] = {
     "generate": "generate",
     "chat": "chat",
     "serve": "serve",
+    "sample": "sample",
     "evaluate": "evaluate",
     "benchmark": "benchmark",
     "runs": "runs",

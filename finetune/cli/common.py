@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TextIO
 
@@ -141,6 +141,18 @@ def tell_messages(as_json: bool) -> None:
     belongs to JSON."""
     _messages.setLevel(logging.INFO)
     _messages.as_json = as_json
+
+
+def progress_line(what: str, *, quiet: bool) -> Callable[[int, int], None] | None:
+    """What is told of work as it is done: a line on the terminal, on stderr, that moves; nothing
+    elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        return None
+
+    def show(done: int, of: int) -> None:
+        print(f"\r{done:,} of {of:,} {what}", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+    return show
 
 
 def leave_messages_to(handler: logging.Handler) -> None:

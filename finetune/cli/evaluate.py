@@ -14,11 +14,11 @@ from finetune.cli.common import (
     allowed_code,
     out,
     print_json,
+    progress_line,
 )
 from finetune.cli.generate import TargetArgument
 
 if TYPE_CHECKING:
-    from finetune.evaluation.predictions import OnProgress
     from finetune.evaluation.report import Report
     from finetune.runs.target import Target
 
@@ -73,7 +73,10 @@ def evaluate(
     folder = output or (RunFolder(tuned.run).make_predictions() if tuned.run is not None else None)
     precision = choose_precision(scored.train.precision)
     evaluation = Evaluation(
-        scored, precision, allow_code=allowed_code(allow_code), progress=_progress(as_json)
+        scored,
+        precision,
+        allow_code=allowed_code(allow_code),
+        progress=progress_line("answers", quiet=as_json),
     )
     before = None if compared is None else evaluation.of(compared)
     report = evaluation.of(tuned)
@@ -107,20 +110,6 @@ def _facts(tuned: "Target", base: "Target | None", report: "Report") -> list[tup
     seconds = ", ".join(f"{value:.1f} for {name}" for name, value in report.seconds.items())
     compared = [("base", base.description)] if base is not None else []
     return [("model", tuned.description), *compared, ("seconds", seconds or "0")]
-
-
-def _progress(quiet: bool) -> "OnProgress | None":
-    """What is told of answers as they come: a line on the terminal, on stderr, that moves; nothing
-    elsewhere."""
-    import sys
-
-    if quiet or not sys.stderr.isatty():
-        return None
-
-    def show(done: int, of: int) -> None:
-        print(f"\r{done:,} of {of:,} answers", end="\n" if done == of else "", file=sys.stderr, flush=True)
-
-    return show
 
 
 def _make(folder: Path) -> None:

@@ -44,12 +44,14 @@ class Rewards:
         *,
         precision: Precision,
         allow_code: Collection[str] = (),
+        named: str = "objective.rewards.",
     ):
-        """`labels` are those that kind label tells apart; `allow_code` is prepare_data's.
+        """`labels` are those that kind label tells apart; `allow_code` is prepare_data's; `named` stands
+        before a reward's name in messages.
 
         Raises FinetuneError or DataError for a reward that can't be had here.
         """
-        self.table, self.labels = table, Labels(tuple(labels))
+        self.table, self.labels, self.named = table, Labels(tuple(labels)), named
         self.errors: Counter[str] = Counter()
         """Of each reward, how many answers had none, and count as 0, since somebody took it from here."""
         self.counted = tuple(name for name, own in table.items() if own.on_error == "zero")
@@ -58,8 +60,7 @@ class Rewards:
             [rewards.METRICS[own.kind] for own in table.values() if own.kind in rewards.METRICS]
         )
         self._measures = {
-            name: self._measure(f"objective.rewards.{name}", own, precision, allow_code)
-            for name, own in table.items()
+            name: self._measure(f"{named}{name}", own, precision, allow_code) for name, own in table.items()
         }
 
     def check(self, questions: Sequence[Question]) -> None:
@@ -67,7 +68,7 @@ class Rewards:
         for name, section in self.table.items():
             for question in questions:
                 if (problem := self._lacking(section, question)) is not None:
-                    raise FinetuneError(f"objective.rewards.{name}: {question.place} {problem}.")
+                    raise FinetuneError(f"{self.named}{name}: {question.place} {problem}.")
 
     def of(self, answers: Sequence[Prediction], tokens: Sequence[int]) -> list[list[float]]:
         """The rewards of each answer (A x K, in the table's order), each with its text and its number of
@@ -86,7 +87,7 @@ class Rewards:
             return 0.0
         why = score if isinstance(score, str) else f"it is {score!r}, and no finite number"
         raise FinetuneError(
-            f"objective.rewards.{name} can't be had of an answer to {answer.question.place}: {why}. Mend it, "
+            f"{self.named}{name} can't be had of an answer to {answer.question.place}: {why}. Mend it, "
             "or set its on_error: zero."
         )
 

@@ -11,7 +11,8 @@ from finetune.data import tokenizer_for
 from finetune.errors import ModelError
 from finetune.models.adapters.adapter import grow_embeddings, load_adapter
 from finetune.models.bases.config import load_config
-from finetune.models.bases.folder import MASK
+from finetune.models.bases.folder import ADAPTER_WEIGHTS, MASK
+from finetune.models.bases.hashes import remembered_sha256
 from finetune.models.bases.locate import Base, BaseNotFound, resolve_base, tokenizer_folder
 from finetune.models.classify import CLASSIFIER
 from finetune.models.device import choose_device, generators_kept
@@ -78,6 +79,13 @@ def unchanged_base(target: ModelTarget) -> Base:
     if target.adapter is not None:
         refuse_other_mask(base, target.base_mask, target.description)
     return base
+
+
+def fingerprint_of(target: ModelTarget) -> dict[str, str]:
+    """What the weights of a target are: its base's fingerprint, and the SHA-256 of its adapter. Raises
+    ModelError as unchanged_base does."""
+    own = {} if target.adapter is None else {"adapter": remembered_sha256(target.adapter / ADAPTER_WEIGHTS)}
+    return unchanged_base(target).fingerprint() | own
 
 
 def refuse_other_mask(base: Base, trained: str | None, adapter: str) -> None:

@@ -11,11 +11,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.errors import ModelError
-from finetune.generation.loading import load_ready, tokenizer_of, unchanged_base
+from finetune.generation.loading import fingerprint_of, load_ready, tokenizer_of, unchanged_base
 from finetune.generation.model import causal_model
 from finetune.models.bases.config import load_config
-from finetune.models.bases.folder import ADAPTER_WEIGHTS
-from finetune.models.bases.hashes import remembered_sha256
 from finetune.models.bases.locate import Base
 from finetune.models.device import Precision
 from finetune.models.logits import Head, head_of, states_of
@@ -94,9 +92,7 @@ def check_teacher(objective: Objective, tokenizer: PreTrainedTokenizerFast) -> d
     base = unchanged_base(target)
     _refuse_short(target, base, objective.recipe.data.attended_tokens)
     _refuse_other_tokens(target, base, tokenizer)
-    if target.adapter is None:
-        return base.fingerprint()
-    return base.fingerprint() | {"adapter": remembered_sha256(target.adapter / ADAPTER_WEIGHTS)}
+    return fingerprint_of(target)
 
 
 def _refuse_short(target: "ModelTarget", base: Base, tokens: int) -> None:

@@ -1,0 +1,189 @@
+"""Answers to a recipe's prompts, scored, and kept by rule."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+import finetune
+from data_prep.tokenizers.tokenizer import load_tokenizer
+from finetune.data import prepare_data
+from finetune.errors import CheckpointError, FinetuneError
+from finetune.evaluation.sampled import PARTIAL, PROMPTS_AT_A_TIME
+from finetune.recipe.load import LoadedRecipe, load_recipe
+from tests.support.models import save_tiny_llama
+
+DIGITS = {"digits": {"kind": "regex", "pattern": "[0-9]", "weight": 2}}
+SHORT = {"short": {"kind": "length", "most_tokens": 4, "margin_tokens": 8}}
+
+Asking = Callable[..., LoadedRecipe]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base whose answers differ from one another, and mostly end within a few tokens."""
+    folder = tmp_path_factory.mktemp("sampled") / "base"
+    save_tiny_llama(folder, initializer_range=0.15)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        states = model.model(torch.arange(200)[None]).last_hidden_state.mean(dim=(0, 1))
+        model.lm_head.weight[model.config.eos_token_id] = 3 * states / (states @ states)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def asking(base: Path, tmp_path: Path) -> Asking:
+    """asking(rows) -> a recipe of so many prompts, whose answers are worth their digits, and to be short."""
+
+    def make(rows: int = 6, **sections: Any) -> LoadedRecipe:
+        lines = [
+            {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}"}]}
+            for n in range(rows)
+        ]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        tree = {
+            "model": {"base": str(base)},
+            "objective": {"kind": "grpo", "rewards": DIGITS | SHORT},
+            "data": {
+                "train": [{"path": str(tmp_path / "rows.jsonl"), "format": "messages"}],
+                "max_length_tokens": 64,
+            },
+        }
+        (tmp_path / "recipe.yaml").write_text(json.dumps(tree | sections))
+        return load_recipe(str(tmp_path / "recipe.yaml"), [])
+
+    return make
+
+
+def sampled(recipe: LoadedRecipe, output: Path, **options: Any) -> list[dict[str, Any]]:
+    finetune.sample(recipe, output, **{"count": 6, "max_new_tokens": 12} | options)
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def test_the_best_answer_is_kept_with_where_it_comes_from(asking: Asking, tmp_path: Path) -> None:
+    """Of each prompt the first with the highest weighted sum, among those that came to their end."""
+    recipe = asking()
+    every = sampled(recipe, tmp_path / "all.jsonl", keep="all")
+    best = sampled(recipe, tmp_path / "best.jsonl")
+    assert len(every) > len(best) == 6
+    for row in best:
+        facts = row["sampled"]
+        same = [other["sampled"] for other in every if other["sampled"]["row"] == facts["row"]]
+        assert facts == max(same, key=lambda one: one["score"])
+        assert facts["score"] == 2 * facts["scores"]["digits"] + facts["scores"]["short"]
+        assert facts["seed"] == 0
+        assert str(recipe.recipe.model.base) in facts["model"]
+    assert len({row["sampled"]["answer"] for row in best}) > 1
+    assert {row["messages"][0]["content"] for row in best} == {f"{n}?" for n in range(6)}
+
+
+def test_pairs_are_the_best_and_the_worst_where_they_differ(asking: Asking, tmp_path: Path) -> None:
+    """As rows that a preference objective trains on."""
+    recipe = asking()
+    every = sampled(recipe, tmp_path / "all.jsonl", keep="all")
+    pairs = sampled(recipe, tmp_path / "pairs.jsonl", keep="pairs")
+    scores = [
+        [one["sampled"]["score"] for one in every if one["sampled"]["row"] == f"rows.jsonl:{line}"]
+        for line in range(1, 7)
+    ]
+    assert len(pairs) == sum(len(set(own)) > 1 for own in scores) > 0
+    for pair in pairs:
+        assert pair["sampled"]["score"] > pair["sampled"]["rejected"]["score"]
+    source = {"path": str(tmp_path / "pairs.jsonl"), "format": "preference"}
+    trained = asking(objective={"kind": "dpo"}, data={"train": [source], "max_length_tokens": 64}).recipe
+    assert len(prepare_data(trained, load_tokenizer(Path(str(trained.model.base)))).train) == 2 * len(pairs)
+
+
+def test_answers_below_a_score_are_left_out(asking: Asking, tmp_path: Path) -> None:
+    """Of all answers, those that reach it."""
+    recipe = asking()
+    every = sampled(recipe, tmp_path / "all.jsonl", keep="all")
+    least = sorted(row["sampled"]["score"] for row in every)[len(every) // 2]
+    some = sampled(recipe, tmp_path / "some.jsonl", keep="all", at_least=least)
+    assert some == [row for row in every if row["sampled"]["score"] >= least] != every
+
+
+def test_an_interrupted_command_goes_on(asking: Asking, tmp_path: Path) -> None:
+    """With the same bytes in the end, and what was drawn before isn't drawn again."""
+    recipe, told = asking(PROMPTS_AT_A_TIME + 8), list[int]()
+    whole = sampled(recipe, tmp_path / "whole.jsonl", count=2)
+
+    def interrupt(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    output = tmp_path / "half.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        sampled(recipe, output, count=2, progress=interrupt)
+    assert not output.exists()
+    partial = output.with_name(output.name + PARTIAL)
+    partial.write_text(partial.read_text() + '[{"number": 1, "te')  # as kill -9 in a write leaves it
+    half = sampled(recipe, output, count=2, progress=lambda done, of: told.append(done))
+    assert half == whole
+    assert told == [PROMPTS_AT_A_TIME + 8]
+    assert not partial.exists()
+
+
+def test_what_is_beside_the_output_must_be_of_the_same_command(asking: Asking, tmp_path: Path) -> None:
+    """Another seed, or other prompts, draw other answers."""
+
+    def interrupt(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    output = tmp_path / "rows_out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        sampled(asking(), output, progress=interrupt)
+    with pytest.raises(CheckpointError, match="holds answers of another model, other prompts"):
+        sampled(asking(), output, seed=1)
+    with pytest.raises(CheckpointError, match="holds answers of another model, other prompts"):
+        sampled(asking(5), output)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": "worst"}, "--keep is 'worst'; expected best, all, pairs"),
+        ({"keep": "pairs", "count": 1}, "set --n to at least 2"),
+        ({"temperature": 0.0}, "expected more than 0"),
+        ({"scores": ["exact"]}, "--score exact: expected one of exact_match"),
+        ({"scores": ["regex"]}, "needs keys of its own"),
+        ({"scores": ["number"]}, r"--score number: .*rows.jsonl:1 has no number in its answer"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    asking: Asking, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    """With one message, and nothing written."""
+    recipe = asking()
+    turns = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "yes"}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    with pytest.raises(FinetuneError, match=message):
+        sampled(recipe, tmp_path / "out.jsonl", **options)
+    assert not list(tmp_path.glob("out.jsonl*"))
+
+
+def test_it_is_said_what_answers_are_worth(asking: Asking, tmp_path: Path) -> None:
+    """A recipe without rewards needs --score; an output that exists stays."""
+    plain = asking(objective={"kind": "supervised"})
+    with pytest.raises(FinetuneError, match="it is not said what an answer is worth"):
+        sampled(plain, tmp_path / "out.jsonl")
+    assert sampled(plain, tmp_path / "out.jsonl", scores=["chrf"])
+    with pytest.raises(FinetuneError, match="exists; name another file"):
+        sampled(plain, tmp_path / "out.jsonl", scores=["chrf"])
+
+
+def test_nothing_that_is_kept_is_said(asking: Asking, tmp_path: Path) -> None:
+    """With why; other rules need no new answers."""
+    recipe, output = asking(), tmp_path / "out.jsonl"
+    with pytest.raises(
+        FinetuneError, match=r"nothing is kept of 36 answers: \d+ were cut .* the best .* scores"
+    ):
+        sampled(recipe, output, at_least=3)
+    assert not output.exists()
+    told = list[int]()
+    assert sampled(recipe, output, progress=lambda done, of: told.append(done))
+    assert told == []
