@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         plot,
         prune,
         push,
+        report,
         resume,
         selftest,
         serve,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "benchmark", "combine", "convert",
     "doctor", "evaluate", "export", "extract", "inspect", "list_runs", "load", "load_recipe", "merge",
-    "plan", "plot", "prune", "push", "resume", "selftest", "serve", "sweep", "train", "train_many",
+    "plan", "plot", "prune", "push", "report", "resume", "selftest", "serve", "sweep", "train", "train_many",
     "unmerge", "verify",
 ]  # fmt: skip
 

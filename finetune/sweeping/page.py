@@ -14,9 +14,10 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from data_prep.disk import write_private
 from data_prep.pages import page_environment
+from data_prep.text import printable
 from finetune.recipe.schema.sweep import SpaceEntry
 from finetune.sweeping.results import FINISHED, Sweep, TrialRow, costs_of
-from finetune.sweeping.space import figure, shown_text
+from finetune.sweeping.space import figure
 from finetune.sweeping.trial import Setting
 
 FEWEST = 4
@@ -66,7 +67,7 @@ def page(setting: Setting, found: Sweep) -> str:
     """The page."""
     done = [row for row in found.trials if row.result is not None]
     filters = {"figure": figure}
-    environment = page_environment(Path(__file__).parent, clean=shown_text, filters=filters)
+    environment = page_environment(Path(__file__).parent, clean=printable, filters=filters)
     return environment.get_template("sweep.html.jinja").render(
         sweep=found,
         space=setting.sweep.space,

@@ -31,7 +31,7 @@ from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 from finetune.runs.commands import shell_command
 from finetune.runs.compare import UNROUNDED_LOSS, is_metric
-from finetune.runs.folder import VALUES, RunFolder
+from finetune.runs.folder import VALUES, RunFolder, write_json
 from finetune.runs.trackers import SeveralTrackers, Tracker, start_tracker
 from finetune.training import build
 from finetune.training.batches import StreamFeed
@@ -54,6 +54,7 @@ from finetune.training.outputs import (
     describe_checkpoint,
     notes_on_result,
     summary_of,
+    write_foreseen,
     write_metrics,
     write_result,
     written_type,
@@ -90,6 +91,8 @@ def open_session(
         )
     checkpoint = None if checkpoint is None else _that_fits(checkpoint, run, trainer)
     refuse_other_engine(trainer, group)
+    if group.is_main:
+        write_foreseen(run, recipe, inputs, trainer.engine, group)
     watched = None if watcher is None else Watched(watcher)
     if watched is not None:
         trainer.add_callback(watched)
@@ -328,6 +331,8 @@ class TrainingSession:
         if isinstance(self.trainer.feed, StreamFeed):
             for line in self.trainer.feed.stream.report.lines()[:-1]:
                 logger.info(line)
+            if self.group.is_main:
+                write_json(self.run.data_path, self.trainer.feed.stream.report.as_dict())
         state = self.trainer.state
         best = best_checkpoint(self.trainer, self.run.checkpoints)
         if self.recipe.train.keeps_best and best is not None:

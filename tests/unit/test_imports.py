@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
     "cli", "conversion", "recipe", "engines", "models", "data", "generation", "training", "engines.launch",
     "evaluation", "merging", "runs", "planning", "quickstart", "scoring", "self_test", "objectives", "exporters", "exporting",
-    "machine", "pruning", "hub", "serving", "sweeping", "data_prep",
+    "machine", "pruning", "hub", "reporting", "serving", "sweeping", "data_prep",
 })  # fmt: skip
 
 # Parts of data_prep that need the standard library only.
@@ -71,7 +71,8 @@ ARROWS: dict[str, frozenset[str]] = {
     ),
     "engines.launch": DISK | {"engines", "recipe", "runs", "models.device"},
     "training": frozenset({"engines", "engines.launch", "models", "objectives", "data", "generation"})
-    | {"evaluation", "runs", "scoring", "recipe", "data_prep"},
+    | {"evaluation", "planning", "runs", "scoring", "recipe", "data_prep"},
+    "reporting": frozenset({"data_prep", "recipe", "runs", "scoring"}),
     "exporters": frozenset({"models", "data_prep"}),
     "exporting": frozenset(
         {"data", "data_prep", "exporters", "generation", "merging", "models", "recipe", "runs"}
@@ -150,7 +151,7 @@ def test_imports_follow_the_arrows() -> None:
         "finetune", "finetune.api", "finetune.cli.app", "finetune.recipe.load", "finetune.recipe.lock",
         "finetune.conversion", "finetune.engines.registry", "finetune.engines.base", "finetune.engines.single", "finetune.engines.ddp",
         "finetune.engines.deepspeed", "finetune.engines.fsdp2", "finetune.engines.tables", "finetune.engines.launch.start",
-        "finetune.models.architectures", "finetune.planning.plan", "finetune.scoring.metrics", "finetune.manual",
+        "finetune.models.architectures", "finetune.planning.plan", "finetune.reporting.page", "finetune.scoring.metrics", "finetune.manual",
         "data_prep", "data_prep.config",
     ],
 )  # fmt: skip
