@@ -162,7 +162,7 @@ def _source(report: SourceReport) -> SourceView:
         folder=folder + slash,
         name=name,
         supervised_share=_share(report.supervised_tokens, report.tokens),
-        dropped=[_fate(REASONS[reason], rows) for reason, rows in report.dropped.items()],
+        dropped=[_fate(REASONS.get(reason, reason), rows) for reason, rows in report.dropped.items()],
         noted=_noted(report),
         bars=bars(report.histogram),
     )
@@ -173,7 +173,7 @@ def _noted(report: SourceReport) -> list[Fate]:
     noted = [
         _fate("cut to data.max_length_tokens", report.truncated),
         _fate("split into documents of data.max_length_tokens", report.split),
-        *(_fate(NOTES[note], rows) for note, rows in report.noted.items()),
+        *(_fate(NOTES.get(note, note), rows) for note, rows in report.noted.items()),
         Fate(report.cleaned, "with a text that data.clean changed", []),
         _fate(REASONS["duplicate"], report.duplicates),
         Fate(report.special_tokens_in_text, "with a special token in their text", []),

@@ -61,7 +61,6 @@ def page_of(folders: Sequence[RunFolder]) -> str:
         differences=tables.differences(records) if several else [],
         comparable=all(record.lock is not None for record in records),
         side_by_side=tables.side_by_side(records) if several else [],
-        source_views=audit.source_views,
         resume=_resume,
         script=_script(),
         script_hash=base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode(),

@@ -90,6 +90,8 @@ def read_points(path: Path) -> dict[str, Points]:
 
 def _columns(entries: list[Any]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Each metric's name, steps and values; None, which JSON has for what is not finite, is NaN."""
+    if not all("step" in entry for entry in entries):
+        raise KeyError("step")
     for name in dict.fromkeys(chain.from_iterable(entries)):
         holding = [entry for entry in entries if name in entry]
         steps, values = [entry["step"] for entry in holding], [entry[name] for entry in holding]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from data_prep.audit.html_report import SourceView, source_views
 from data_prep.audit.report import DataReport, report_from
 from data_prep.disk import open_regular, read_json
 from finetune.errors import CheckpointError, FinetuneError, first_wrong
@@ -54,6 +55,28 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
     name: str = ""
     """Of the file in predictions/, without its suffix."""
+
+
+@dataclass(frozen=True)
+class TaskFigure:
+    """A metric of a benchmark's task; with a base's the difference."""
+
+    task: str
+    metric: str
+    value: float | None
+    standard_error: float | None
+    difference: float | None = None
+    difference_standard_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Benchmarked:
+    """Tasks that were asked together."""
+
+    tasks: list[str]
+    figures: list[TaskFigure]
+    notes: list[str] = field(default_factory=list)
+    compare: str | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +194,9 @@ class Record:
     samples: list[Sample] = field(default_factory=list)
     worst: Worst | None = None
     data: DataReport | None = None
+    sources: list[SourceView] = field(default_factory=list)
+    """Of the data."""
+    benchmarks: list[Benchmarked] = field(default_factory=list)
     merged: list[Merged] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
     warnings: dict[str, int] = field(default_factory=dict)
@@ -204,10 +230,11 @@ def read_record(run: RunFolder, name: str) -> Record:
         take("the curves", lambda run: read_points(run.metrics_path), "no curves: nothing was logged") or {}
     )
     found.evaluations = take("the metrics", lambda run: list(_evaluations(run, found.outcome))) or []
+    found.benchmarks = take("the benchmarks", lambda run: list(_benchmarks(run))) or []
     found.worst = take("the answers", lambda run: _worst(run, found.evaluations))
     found.samples = take("the samples", _samples, "no samples: tracking.samples has the prompts") or []
     audit = f"no data audit was kept: {shell_command('data', run.lock_path)} makes it"
-    found.data = take("the data audit", lambda run: report_from(_object(run.data_path)), audit)
+    found.data, found.sources = take("the data audit", _audit, audit) or (None, [])
     found.plan = take("the plan", lambda run: _object(run.plan_path), "no plan was kept") or {}
     found.merged = take("the merge", lambda run: list(_merged(run))) or []
     found.warnings = take("run.log", _warnings, "no run.log") or {}
@@ -234,6 +261,16 @@ def _evaluations(run: RunFolder, outcome: dict[str, Any]) -> Iterator[Evaluation
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path.name)):
         values = _object(path)
         yield read({"metrics": values.get("metrics"), "notes": values.get("notes", []), "name": path.stem})
+
+
+def _benchmarks(run: RunFolder) -> Iterator[Benchmarked]:
+    for path in sorted(run.predictions.glob("benchmark-*.json")):
+        yield TypeAdapter(Benchmarked).validate_python(_object(path))
+
+
+def _audit(run: RunFolder) -> tuple[DataReport, list[SourceView]]:
+    report = report_from(_object(run.data_path))
+    return report, source_views(report)
 
 
 def _worst(run: RunFolder, evaluations: list[Evaluation]) -> Worst | None:

@@ -90,10 +90,10 @@ def made_of(lock: Lock) -> list[Row]:
     how = adapter.method if adapter.method == "full" else f"{adapter.method}, rank {adapter.saved_rank}"
     found = [("base", _identity(base)), ("method", how), ("objective", lock.recipe.objective.kind)]
     found += [("teacher", _identity(teacher))] if teacher else []
-    found += [("data", f"{name}, SHA-256 {sha[:16]}") for name, sha in lock.data.items()]
+    found += [("data", f"{name}, SHA-256 {str(sha)[:16]}") for name, sha in lock.data.items()]
     found += [
-        ("tokenizer", f"SHA-256 {lock.tokenizer_sha256[:16]}"),
-        ("chat template", f"SHA-256 {lock.template_sha256[:16]}"),
+        ("tokenizer", f"SHA-256 {str(lock.tokenizer_sha256)[:16]}"),
+        ("chat template", f"SHA-256 {str(lock.template_sha256)[:16]}"),
         ("begun", lock.created),
         ("command", lock.command),
     ]
@@ -103,7 +103,7 @@ def made_of(lock: Lock) -> list[Row]:
 def _identity(of: dict[str, str]) -> str:
     parts = [str(of.get("name", ""))]
     parts += [f"at {of['commit']}"] if of.get("commit") else []
-    parts += [f"SHA-256 {of['sha256'][:16]}"] if of.get("sha256") else []
+    parts += [f"SHA-256 {str(of['sha256'])[:16]}"] if of.get("sha256") else []
     return ", ".join(parts)
 
 
