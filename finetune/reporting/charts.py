@@ -26,7 +26,7 @@ GIGA = 1e9
 
 
 @dataclass(frozen=True)
-class Curve:
+class RunCurve:
     """One metric of one run in a chart."""
 
     label: str
@@ -38,10 +38,10 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Line:
+class DrawnLine:
     """What is drawn of a curve."""
 
-    curve: Curve
+    curve: RunCurve
     points: str
     """Of a polyline, in the chart's units from its upper left corner."""
     middle: str
@@ -52,12 +52,12 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Chart:
+class RunChart:
     """One metric, or two that belong together, of all runs."""
 
     title: str
     unit: str
-    lines: list[Line]
+    lines: list[DrawnLine]
     across: tuple[float, float]
     """The first and the last step."""
     up: tuple[float, float]
@@ -93,7 +93,7 @@ NOT_DRAWN = frozenset({"train/epoch", "train/supervised_tokens", "eval/perplexit
 """What the step says too, or the loss."""
 
 
-def charts_of(runs: Sequence[tuple[str, dict[str, Points]]]) -> list[Chart]:
+def charts_of(runs: Sequence[tuple[str, dict[str, Points]]]) -> list[RunChart]:
     """The charts of all that runs, by their names, have logged: the known metrics first, then the others."""
     named = {metric for drawn in DRAWN for metric in drawn.metrics} | NOT_DRAWN
     others = dict.fromkeys(
@@ -104,7 +104,7 @@ def charts_of(runs: Sequence[tuple[str, dict[str, Points]]]) -> list[Chart]:
     return [chart for chart in made if chart is not None][:MOST_CHARTS]
 
 
-def _curves(drawn: Drawn, runs: Sequence[tuple[str, dict[str, Points]]]) -> Iterator[Curve]:
+def _curves(drawn: Drawn, runs: Sequence[tuple[str, dict[str, Points]]]) -> Iterator[RunCurve]:
     """In the colours of the runs; of one run alone in the colours of its metrics."""
     several = sum(any(len(points.get(metric, ())) for _, points in runs) for metric in drawn.metrics) > 1
     for number, (run, points) in enumerate(runs):
@@ -116,13 +116,13 @@ def _curves(drawn: Drawn, runs: Sequence[tuple[str, dict[str, Points]]]) -> Iter
             found = points[metric]
             scaled = Points(found.steps, found.values / drawn.divisor, found.left_out)
             colour = number if len(runs) > 1 else place
-            yield Curve(", ".join(words), colour, metric.startswith("eval/"), scaled)
+            yield RunCurve(", ".join(words), colour, metric.startswith("eval/"), scaled)
 
 
 LABELS = {"train/loss": "training", "eval/loss": "evaluation"}
 
 
-def _chart(drawn: Drawn, curves: list[Curve]) -> Chart | None:
+def _chart(drawn: Drawn, curves: list[RunCurve]) -> RunChart | None:
     if not curves:
         return None
     values = np.concatenate([curve.points.values for curve in curves])
@@ -133,14 +133,14 @@ def _chart(drawn: Drawn, curves: list[Curve]) -> Chart | None:
     up = _widened(low, high, logarithmic)
     place_y = _place(*up, logarithmic)
     place_x = _place(*across, False)
-    return Chart(
+    return RunChart(
         drawn.title,
         drawn.unit,
         [_line(curve, place_x, place_y) for curve in curves],
         across,
         up,
         logarithmic,
-        [(WIDTH * float(place_x(tick)), short(tick)) for tick in ticks(*across, 4) if tick == int(tick)],
+        [(WIDTH * float(place_x(tick)), short(tick)) for tick in ticks(*across, 5) if tick == int(tick)],
         [
             (HEIGHT * (1 - float(place_y(tick))), short(tick))
             for tick in (log_ticks(*up) if logarithmic else ticks(*up, 4))
@@ -164,8 +164,8 @@ def _place(low: float, high: float, logarithmic: bool) -> Callable[[np.ndarray |
 
 
 def _line(
-    curve: Curve, place_x: Callable[[np.ndarray], np.ndarray], place_y: Callable[[np.ndarray], np.ndarray]
-) -> Line:
+    curve: RunCurve, place_x: Callable[[np.ndarray], np.ndarray], place_y: Callable[[np.ndarray], np.ndarray]
+) -> DrawnLine:
     def placed(points: Points) -> list[tuple[float, float]]:
         xs, ys = WIDTH * place_x(points.steps), HEIGHT * (1 - place_y(points.values))
         return list(zip(xs.round(2).tolist(), ys.round(2).tolist(), strict=True))
@@ -173,7 +173,7 @@ def _line(
     found = curve.points
     drawn = placed(found.at_most(MOST_POINTS))
     noisy = len(found) >= NOISY and not curve.evaluated and _wavers(found)
-    return Line(
+    return DrawnLine(
         curve,
         _polyline(drawn),
         _polyline(placed(found.means(MEANS))) if noisy else "",

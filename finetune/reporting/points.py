@@ -90,11 +90,12 @@ def read_points(path: Path) -> dict[str, Points]:
 
 def _columns(entries: list[Any]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Each metric's name, steps and values; None, which JSON has for what is not finite, is NaN."""
-    if not all("step" in entry for entry in entries):
-        raise KeyError("step")
+    everywhere = [entry["step"] for entry in entries]
     for name in dict.fromkeys(chain.from_iterable(entries)):
-        holding = [entry for entry in entries if name in entry]
-        steps, values = [entry["step"] for entry in holding], [entry[name] for entry in holding]
+        values = [entry[name] for entry in entries if name in entry]
+        steps = everywhere
+        if len(values) < len(entries):
+            steps = [entry["step"] for entry in entries if name in entry]
         if not {*map(type, steps)} <= {int} or not {*map(type, values)} <= {int, float, NoneType}:
             raise TypeError(name)
         if name != "step":

@@ -48,7 +48,7 @@ class MetricEntry(Estimate):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class KeptEvaluation:
     """Metrics that were measured together."""
 
     metrics: dict[str, MetricEntry]
@@ -80,7 +80,7 @@ class Benchmarked:
 
 
 @dataclass(frozen=True)
-class Answer:
+class KeptAnswer:
     """An answer to an evaluation row."""
 
     place: str
@@ -99,13 +99,13 @@ class Worst:
     metrics: list[str]
     """The first decides; the others where it doesn't tell answers apart."""
     source: str
-    answers: list[Answer]
+    answers: list[KeptAnswer]
     of: int
     """How many there are."""
 
 
 @dataclass(frozen=True)
-class Sample:
+class PromptSamples:
     """What the model wrote to a prompt, first and last."""
 
     prompt: str
@@ -159,7 +159,7 @@ class PredictionProof:
 
 
 @dataclass(frozen=True)
-class Merged:
+class KeptMerge:
     """A merge in the run's folder, and its proof."""
 
     dtype: str = ""
@@ -190,14 +190,14 @@ class Record:
     outcome: dict[str, Any] = field(default_factory=dict)
     lock: Lock | None = None
     points: dict[str, Points] = field(default_factory=dict)
-    evaluations: list[Evaluation] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    evaluations: list[KeptEvaluation] = field(default_factory=list)
+    samples: list[PromptSamples] = field(default_factory=list)
     worst: Worst | None = None
     data: DataReport | None = None
     sources: list[SourceView] = field(default_factory=list)
     """Of the data."""
     benchmarks: list[Benchmarked] = field(default_factory=list)
-    merged: list[Merged] = field(default_factory=list)
+    merged: list[KeptMerge] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
     warnings: dict[str, int] = field(default_factory=dict)
     """Each line with how often it was logged."""
@@ -252,9 +252,9 @@ def _object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _evaluations(run: RunFolder, outcome: dict[str, Any]) -> Iterator[Evaluation]:
+def _evaluations(run: RunFolder, outcome: dict[str, Any]) -> Iterator[KeptEvaluation]:
     """What was measured at the end, and by finetune evaluate, in the order of the files' ages."""
-    read = TypeAdapter(Evaluation).validate_python
+    read = TypeAdapter(KeptEvaluation).validate_python
     if outcome.get("metrics"):
         yield read({"metrics": outcome["metrics"], "notes": outcome.get("notes", []), "name": "final"})
     paths = [path for path in run.predictions.glob("evaluate-*.json") if path.is_file()]
@@ -273,7 +273,7 @@ def _audit(run: RunFolder) -> tuple[DataReport, list[SourceView]]:
     return report, source_views(report)
 
 
-def _worst(run: RunFolder, evaluations: list[Evaluation]) -> Worst | None:
+def _worst(run: RunFolder, evaluations: list[KeptEvaluation]) -> Worst | None:
     """Of the newest answers, those that the first metric of texts puts last; a base's beside them."""
     for evaluation in reversed(evaluations):
         path = run.predictions / f"{evaluation.name}.jsonl"
@@ -290,7 +290,7 @@ def _worst(run: RunFolder, evaluations: list[Evaluation]) -> Worst | None:
     return None
 
 
-def _goodness(answer: Answer, metrics: Sequence[Metric]) -> list[float]:
+def _goodness(answer: KeptAnswer, metrics: Sequence[Metric]) -> list[float]:
     """An answer's metrics, the first one first, with signs so that more is better."""
     values = [(metric, answer.metrics.get(metric.name)) for metric in metrics]
     return [
@@ -298,11 +298,11 @@ def _goodness(answer: Answer, metrics: Sequence[Metric]) -> list[float]:
     ]
 
 
-def _answers(path: Path) -> list[Answer]:
-    return list(map(TypeAdapter(Answer).validate_python, whole_entries(path)))
+def _answers(path: Path) -> list[KeptAnswer]:
+    return list(map(TypeAdapter(KeptAnswer).validate_python, whole_entries(path)))
 
 
-def _with_base(path: Path, answers: list[Answer]) -> list[Answer]:
+def _with_base(path: Path, answers: list[KeptAnswer]) -> list[KeptAnswer]:
     """The same with what the base answered to the rows, where that was measured too."""
     beside = path.with_suffix(".base.jsonl")
     if not beside.is_file():
@@ -311,17 +311,17 @@ def _with_base(path: Path, answers: list[Answer]) -> list[Answer]:
     return [replace(answer, base=said.get(answer.place)) for answer in answers]
 
 
-def _samples(run: RunFolder) -> list[Sample]:
+def _samples(run: RunFolder) -> list[PromptSamples]:
     """Each prompt's answers, in the order of the steps."""
     found: dict[str, list[tuple[int, str]]] = {}
     for entry in map(TypeAdapter(WrittenSample).validate_python, whole_entries(run.samples_path)):
         found.setdefault(entry.prompt, []).append((entry.step, entry.answer))
-    return [Sample(prompt, answers) for prompt, answers in found.items()]
+    return [PromptSamples(prompt, answers) for prompt, answers in found.items()]
 
 
-def _merged(run: RunFolder) -> Iterator[Merged]:
+def _merged(run: RunFolder) -> Iterator[KeptMerge]:
     for path in sorted(run.path.glob("*/verification.json")):
-        found = TypeAdapter(Merged).validate_python(_object(path))
+        found = TypeAdapter(KeptMerge).validate_python(_object(path))
         yield replace(found, folder=path.parent.name)
 
 

@@ -156,14 +156,14 @@ def planned(plan: dict[str, Any], outcome: dict[str, Any]) -> list[Planned]:
 
 
 @dataclass(frozen=True)
-class Group:
+class DifferenceGroup:
     """What differs, of one kind: a value of each run a row."""
 
     meaning: str
     rows: list[tuple[str, list[str]]]
 
 
-def differences(records: Sequence[Record]) -> list[Group]:
+def differences(records: Sequence[Record]) -> list[DifferenceGroup]:
     """What is recorded and differs between any of the runs, most likely to explain something first."""
     first, *others = [record.lock for record in records]
     if first is None or any(lock is None for lock in others):
@@ -177,7 +177,7 @@ def differences(records: Sequence[Record]) -> list[Group]:
     found = []
     for group, meaning in GROUPS:
         rows = [(name, list(map(number, row))) for (kind, name), row in values.items() if kind == group]
-        found += [Group(meaning, rows)] if rows else []
+        found += [DifferenceGroup(meaning, rows)] if rows else []
     return found
 
 
