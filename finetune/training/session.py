@@ -21,6 +21,7 @@ from finetune.errors import FinetuneError
 from finetune.evaluation.report import Report
 from finetune.evaluation.report_tables import score_lines
 from finetune.generation.asking import Asked, asked
+from finetune.hub.card import write_result_card
 from finetune.models.adapters.adapter import count_parameters
 from finetune.models.device import choose_device, choose_threads
 from finetune.models.kernels.fp8 import unrounded
@@ -311,6 +312,8 @@ class TrainingSession:
             if self.trainer.values_hash:
                 final["document_values_sha256"] = self.trainer.values_hash
             write_private(self.run.lock_path, replace(self.lock, final=final).to_yaml())
+            if self.inputs.base.mask is None:  # whose card says what plain peft would do to it
+                write_result_card(self.run, self.lock, found)
 
     def _take_steps(self) -> None:
         if self.checkpoint is None:

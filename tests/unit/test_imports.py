@@ -71,7 +71,7 @@ ARROWS: dict[str, frozenset[str]] = {
     ),
     "engines.launch": DISK | {"engines", "recipe", "runs", "models.device"},
     "training": frozenset({"engines", "engines.launch", "models", "objectives", "data", "generation"})
-    | {"evaluation", "planning", "runs", "scoring", "recipe", "data_prep"},
+    | {"evaluation", "hub", "planning", "runs", "scoring", "recipe", "data_prep"},
     "reporting": frozenset({"data_prep", "recipe", "runs", "scoring"}),
     "exporters": frozenset({"models", "data_prep"}),
     "exporting": frozenset(
