@@ -3,12 +3,13 @@
     python benchmarks/bench_runs.py
 
 A log of nine metrics to metrics.jsonl and each tracker, in milliseconds of the training's own thread;
-`finetune runs list` over 1,000 run folders, and `finetune plan` of a 70B shape with nothing but config.json,
-as whole commands (the median of five).
+`finetune runs list` over 1,000 run folders, `finetune plan` of a 70B shape with nothing but config.json, and
+`finetune report` of a run with 1,000,000 logged points, as whole commands (the median of five).
 """
 
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -51,6 +52,11 @@ def main() -> None:
         print(
             f"runs list, 1,000  {command_seconds(['runs', 'list', str(many_runs(folder / 'runs'))]):8.2f} s"
         )
+        page = str(folder / "page.html")
+        report = ["report", str(long_run(folder)), "--html", page, "--overwrite"]
+        print(
+            f"report, 1,000,000 {command_seconds(report):8.2f} s, {Path(page).stat().st_size / 1e3:,.0f} kB"
+        )
         print(f"plan, 70B         {command_seconds(['plan', str(large(folder)), *GPUS]):8.2f} s")
 
 
@@ -68,6 +74,17 @@ def log_milliseconds(name: str, folder: Path) -> float:
             seconds.append(time.perf_counter() - started)
     tracker.finish()
     return statistics.median(seconds) * 1000
+
+
+def long_run(folder: Path) -> Path:
+    """A run that logged its loss a million times."""
+    draw = random.Random(0)
+    run = create_run(folder / "long", "long")
+    run.lock_path.write_text(Lock(Recipe.model_validate(RECIPE), "", "").to_yaml())
+    with run.metrics_path.open("w") as file:
+        for step in range(1, 1_000_001):
+            file.write(json.dumps({"step": step, "train/loss": 2 + draw.random()}) + "\n")
+    return run.path
 
 
 def many_runs(folder: Path) -> Path:

@@ -60,3 +60,8 @@ def clean_for_terminal(text: str) -> str:
     """Text without what a terminal acts on: escape sequences, control characters but newline and tab, bidi
     overrides."""
     return UNPRINTED.sub("", ESCAPE_SEQUENCES.sub("", text))
+
+
+def printable(text: str) -> str:
+    """Text without secrets, and without what a terminal would act on."""
+    return scrubbed(clean_for_terminal(text))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         plot,
         prune,
         push,
+        report,
         resume,
         sample,
         selftest,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "benchmark", "combine", "convert",
     "doctor", "evaluate", "export", "extract", "inspect", "list_runs", "load", "load_recipe", "merge",
-    "plan", "plot", "prune", "push", "resume", "sample", "selftest", "serve", "sweep", "train",
+    "plan", "plot", "prune", "push", "report", "resume", "sample", "selftest", "serve", "sweep", "train",
     "train_many", "unmerge", "verify",
 ]  # fmt: skip
 

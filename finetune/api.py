@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "audit", "benchmark", "combine", "convert", "doctor",
     "evaluate", "export", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot",
-    "prune", "push", "resume", "sample", "selftest", "serve", "sweep", "train", "train_many", "unmerge",
+    "prune", "push", "report", "resume", "sample", "selftest", "serve", "sweep", "train", "train_many",
+    "unmerge",
     "verify",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
@@ -363,6 +364,18 @@ def plot(
     curves = read_curves([open_run(Path(_path(run)).resolve()) for run in runs], metrics or PLOTTED)
     save_png(curves, Path(output))
     return Path(output)
+
+
+def report(runs: "AnyModel | Sequence[AnyModel]", html: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a run, or several side by side, as one page into the file `html`; its path.
+
+    What a run lacks, or has damaged, is named on the page. Raises CheckpointError for a folder that is no
+    run, FinetuneError where the file exists and `overwrite` isn't given.
+    """
+    from finetune.reporting.page import write_report
+
+    several = [runs] if isinstance(runs, str | Path | Run) else runs
+    return write_report([Path(_path(run)) for run in several], Path(html), overwrite=overwrite)
 
 
 def _is_figure(value: Any) -> bool:

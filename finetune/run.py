@@ -110,6 +110,12 @@ class Run:
         """The metrics of both runs, and all that is recorded and could explain a difference."""
         return compare(self.lock, other.lock, (self.summary, other.summary))
 
+    def report(self, html: str | Path, **options: Any) -> Path:
+        """Write the run as one page; see finetune.report."""
+        from finetune import api
+
+        return api.report(self, html, **options)
+
     def reproduce(
         self,
         folder: str | Path | None = None,

@@ -1,15 +1,11 @@
-"""An audit as one HTML page. It loads nothing, runs nothing, and shows the contents of rows as text.
-
-Every value is escaped by Jinja, and before that passed at least through clean_for_terminal: neither a tag in
-a row nor a control character that reverses the direction of text changes the page.
-"""
+"""An audit as one HTML page. It loads nothing, runs nothing, and shows the contents of rows as text."""
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_prep.audit.audit import Audit, AuditRow
 from data_prep.audit.report import (
@@ -22,12 +18,15 @@ from data_prep.audit.report import (
     histogram_bars,
     left_out,
 )
+from data_prep.pages import page_environment
 from data_prep.text import clean_for_terminal
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-TEMPLATE = Path(__file__).with_name("page.html.jinja")
+TEMPLATES = Path(__file__).parent
+SOURCE_FILTERS = {"left_out": left_out}
+"""What sources.html.jinja needs, for a page of sources."""
 
 OPEN_CHARACTERS = 3000
 """Samples with more text than this are folded at first."""
@@ -109,7 +108,7 @@ class SampleView:
 def audit_page(audit: Audit, title: str, *, clean: Callable[[str], str] = clean_for_terminal) -> str:
     """The audit as a page of its own under this title; each text is passed through `clean` before it is
     escaped."""
-    sources = [_source(report) for report in audit.report.sources]
+    sources = source_views(audit.report)
     return _template(clean).render(
         title=title,
         audit=audit,
@@ -124,30 +123,8 @@ def audit_page(audit: Audit, title: str, *, clean: Callable[[str], str] = clean_
 
 @cache
 def _template(clean: Callable[[str], str]) -> "Template":
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    def cleaned(value: Any) -> Any:
-        return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=cleaned,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"figure": _figure, "percent": _percent, "left_out": left_out}
-    environment.filters["by_blanks"] = lambda text: _by_blanks(clean(text))
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-
-
-def _figure(number: int) -> str:
-    return f"{number:,}"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
+    filters = SOURCE_FILTERS | {"by_blanks": lambda text: _by_blanks(clean(text))}
+    return page_environment(TEMPLATES, clean=clean, filters=filters).get_template("audit.html.jinja")
 
 
 def _by_blanks(text: str) -> list[str]:
@@ -173,6 +150,11 @@ def _finding_rows(report: DataReport, name: str) -> list[tuple[str, str]]:
     ]
 
 
+def source_views(report: DataReport) -> list[SourceView]:
+    """Each source as sources.html.jinja shows it."""
+    return [_source(source) for source in report.sources]
+
+
 def _source(report: SourceReport) -> SourceView:
     folder, slash, name = report.source.rpartition("/")
     return SourceView(
@@ -180,7 +162,7 @@ def _source(report: SourceReport) -> SourceView:
         folder=folder + slash,
         name=name,
         supervised_share=_share(report.supervised_tokens, report.tokens),
-        dropped=[_fate(REASONS[reason], rows) for reason, rows in report.dropped.items()],
+        dropped=[_fate(REASONS.get(reason, reason), rows) for reason, rows in report.dropped.items()],
         noted=_noted(report),
         bars=bars(report.histogram),
     )
@@ -191,7 +173,7 @@ def _noted(report: SourceReport) -> list[Fate]:
     noted = [
         _fate("cut to data.max_length_tokens", report.truncated),
         _fate("split into documents of data.max_length_tokens", report.split),
-        *(_fate(NOTES[note], rows) for note, rows in report.noted.items()),
+        *(_fate(NOTES.get(note, note), rows) for note, rows in report.noted.items()),
         Fate(report.cleaned, "with a text that data.clean changed", []),
         _fate(REASONS["duplicate"], report.duplicates),
         Fate(report.special_tokens_in_text, "with a special token in their text", []),

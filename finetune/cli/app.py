@@ -46,6 +46,7 @@ VERBS: dict[str, str] = {
     "evaluate": "evaluate",
     "benchmark": "benchmark",
     "runs": "runs",
+    "report": "report",
     "inspect": "inspect",
     "doctor": "doctor",
     "selftest": "selftest",

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from data_prep.text import clean_for_terminal
+from data_prep.text import printable as printable
 from finetune.environment import RUN_THREAD
 from finetune.recipe.secrets import scrubbed, scrubbed_recipe
 
@@ -74,11 +74,6 @@ def colour_wanted(stream: TextIO) -> bool:
 def dim(text: str, stream: TextIO) -> str:
     """Text in a pale colour where the stream shows colour."""
     return f"\x1b[2m{text}\x1b[0m" if colour_wanted(stream) and text else text
-
-
-def printable(text: str) -> str:
-    """Text without secrets, and without what a terminal would act on."""
-    return scrubbed(clean_for_terminal(text))
 
 
 def out(text: str, *, pale: str = "", stream: TextIO | None = None) -> None:

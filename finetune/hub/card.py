@@ -22,24 +22,42 @@ from finetune.models.bases.folder import read_config
 from finetune.models.bases.hub import is_hub_id
 from finetune.recipe.lock import Lock
 from finetune.runs.compare import UNROUNDED_LOSS
+from finetune.runs.folder import RunFolder
 
 Licences = Callable[[str, str], str | None]
 """The licence of a repository of the hub, by kind (model, dataset) and name; None where it says none."""
 
 
-def card_of(result: Result, name: str, licences: Licences) -> str:
-    """The text of README.md. A model's own is kept, with what it lacks."""
+def write_result_card(run: RunFolder, lock: Lock, summary: dict[str, Any]) -> None:
+    """README.md beside the weights that a run has trained, from what is known here: nobody is asked for
+    licences."""
+    full = lock.recipe.adapter.method == "full"
+    result = Result(
+        run.model if full else run.adapter, "model" if full else "adapter", (), (), lock=lock, summary=summary
+    )
+    card = card_of(result, run.name, lambda kind, name: None, place=f"FOLDER_OF_THE_{result.kind.upper()}")
+    (result.folder / CARD).write_text(card, encoding="utf-8")
+
+
+def card_of(result: Result, name: str, licences: Licences, *, place: str | None = None) -> str:
+    """The text of README.md. A model's own is kept, with what it lacks.
+
+    `name` is OWNER/NAME on the hub, or what the result is called; `place` is what loads it, where that isn't
+    its name.
+    """
     written = _written(result)
     data = ModelCardData(**_metadata(result, licences), ignore_metadata_errors=True)
     own = FRONT_MATTER.match(written)
     body = written[own.end() :].strip() if own is not None else written.strip()
     if not body:
-        body = f"# {name.partition('/')[2]}"
+        body = f"# {name.rpartition('/')[2]}"
     sections = [
         section for section in (_facts(result, licences), _training(result), _results(result)) if section
     ]
     front = _joined_front(own[1] or "" if own is not None else "", data)
-    return scrubbed("\n\n".join([f"---\n{front}\n---", body, *sections, _loading(result, name)]) + "\n")
+    return scrubbed(
+        "\n\n".join([f"---\n{front}\n---", body, *sections, _loading(result, place or name)]) + "\n"
+    )
 
 
 def _written(result: Result) -> str:

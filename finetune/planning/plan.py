@@ -4,6 +4,7 @@ disk. No torch."""
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from finetune.engines import registry
@@ -106,20 +107,12 @@ def plan(
 ) -> Plan:
     """The plan of a recipe. Raises ModelError where the base's config can't be found, or the method has no
     formula."""
-    if recipe.adapter.use_dora:
-        raise ModelError(
-            "finetune plan has no formula for DoRA, which keeps copies of weights; plan with "
-            "adapter.use_dora: false."
-        )
+    refuse_without_formula(recipe)
     folder, _ = find_description(recipe.model)
-    config = read_config(folder)
-    shape, stored = read_shape(config), check_trainable(config, recipe.adapter, recipe.model.name)
-    if stored is not None:
-        recipe = _on_stored(recipe, stored)
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.arithmetic
     load = load_of(recipe)
-    job = job_of(recipe, shape, load, precision, gpus=gpus, device=device)
-    job = replace(job, masked=is_pruned(folder, recipe.adapter, SINGLE))
+    recipe, job = job_on(folder, recipe, load, precision, gpus=gpus, device=device)
+    shape = job.shape
     allowed = {
         way.name: way for way in _engines(recipe, precision, gpus) if not (job.masked and way.shards_weights)
     }
@@ -156,8 +149,36 @@ def plan(
         merged_bytes=None if recipe.adapter.method == "full" else 2.0 * count_parameters(shape),
         host_bytes=host_bytes(ours),
         longest_rows=[] if gpu_memory is None else longest_rows(ours, gpu_memory),
-        positions=config.get("max_position_embeddings"),
+        positions=read_config(folder).get("max_position_embeddings"),
     )
+
+
+def refuse_without_formula(recipe: Recipe) -> None:
+    """Raises ModelError for a method whose memory no formula says."""
+    if recipe.adapter.use_dora:
+        raise ModelError(
+            "finetune plan has no formula for DoRA, which keeps copies of weights; plan with "
+            "adapter.use_dora: false."
+        )
+
+
+def job_on(
+    folder: Path,
+    recipe: Recipe,
+    load: Load,
+    precision: str,
+    *,
+    gpus: int,
+    device: str,
+    engine: Engine = SINGLE,
+) -> tuple[Recipe, Job]:
+    """The recipe as it is on the base in this folder, and what the memory of one process follows from."""
+    config = read_config(folder)
+    shape, stored = read_shape(config), check_trainable(config, recipe.adapter, recipe.model.name)
+    if stored is not None:
+        recipe = _on_stored(recipe, stored)
+    job = job_of(recipe, shape, load, precision, gpus=gpus, device=device, engine=engine)
+    return recipe, replace(job, masked=is_pruned(folder, recipe.adapter, engine))
 
 
 def _on_stored(recipe: Recipe, stored: str) -> Recipe:

@@ -2,6 +2,8 @@
 
 RUN/
   recipe.lock.yaml   what was run: resolved recipe, hashes, versions, seed, command; never a secret
+  data.json          what became of each row before training
+  plan.json          what was foreseen: steps, tokens, memory
   adapter/           the result, as peft saves it (model/ where all weights were trained)
   checkpoints/       checkpoint-STEP/, whole when complete.json is in it
   metrics.jsonl      one line per log, {"step": ..., "train/loss": ...}
@@ -58,8 +60,8 @@ WANDB = "wandb"
 """wandb's own folder, in which it has links."""
 OWN_NAMES = frozenset({
     LOCK, "adapter", "adapter.failed", "model", "model.failed", "merged", "checkpoints", "metrics.jsonl",
-    "samples.jsonl", "summary.json", "run.log", "logs", WANDB, "tensorboard", "predictions", RUNNING, VALUES,
-    ANSWERS,
+    "samples.jsonl", "data.json", "plan.json", "summary.json", "run.log", "logs", WANDB, "tensorboard",
+    "predictions", RUNNING, VALUES, ANSWERS,
 })  # fmt: skip
 """What may stand in a run folder; `finetune runs rm` deletes nothing else."""
 
@@ -75,6 +77,8 @@ class RunFolder:
         self.lock_path = path / LOCK
         self.metrics_path = path / "metrics.jsonl"
         self.samples_path = path / "samples.jsonl"
+        self.data_path = path / "data.json"
+        self.plan_path = path / "plan.json"
         self.predictions = path / "predictions"
         self.summary_path = path / "summary.json"
         self.log_path = path / "run.log"

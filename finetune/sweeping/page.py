@@ -6,23 +6,20 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from data_prep.disk import write_private
+from data_prep.pages import page_environment
+from data_prep.text import printable
 from finetune.recipe.schema.sweep import SpaceEntry
 from finetune.sweeping.results import FINISHED, Sweep, TrialRow, costs_of
-from finetune.sweeping.space import figure, shown_text
+from finetune.sweeping.space import figure
 from finetune.sweeping.trial import Setting
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-TEMPLATE = Path(__file__).with_name("page.html.jinja")
 FEWEST = 4
 """Trials with a result below which importances say nothing."""
 WIDTH, HEIGHT = 300, 150
@@ -69,7 +66,9 @@ def write_page(setting: Setting, found: Sweep) -> None:
 def page(setting: Setting, found: Sweep) -> str:
     """The page."""
     done = [row for row in found.trials if row.result is not None]
-    return _template().render(
+    filters = {"figure": figure}
+    environment = page_environment(Path(__file__).parent, clean=printable, filters=filters)
+    return environment.get_template("sweep.html.jinja").render(
         sweep=found,
         space=setting.sweep.space,
         importances=importances(setting, found),
@@ -208,14 +207,3 @@ def _linear(label: str, values: Sequence[float]) -> Axis:
 def _between(label: str, low: float, high: float) -> Axis:
     span = high - low or 1.0
     return Axis(label, lambda value: (value - low) / span, [(0, figure(low)), (1, figure(low + span))])
-
-
-@cache
-def _template() -> "Template":
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"figure": figure, "shown": shown_text}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))

@@ -6,11 +6,10 @@ from typing import Any
 
 from optuna.trial import Trial
 
-from data_prep.text import clean_for_terminal
+from data_prep.text import printable
 from finetune.recipe.reading.overrides import as_overrides
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.sweep import SpaceEntry, SweepSection
-from finetune.recipe.secrets import scrubbed
 
 Values = dict[str, Any]
 """Key of the recipe -> its value in a trial."""
@@ -62,9 +61,4 @@ def figure(value: Any) -> str:
     """A value for a reader."""
     if isinstance(value, float):
         return f"{value:.4g}"
-    return shown_text(value if isinstance(value, str) else json.dumps(value))
-
-
-def shown_text(text: str) -> str:
-    """A text without secrets, and without what a terminal would act on."""
-    return scrubbed(clean_for_terminal(text))
+    return printable(value if isinstance(value, str) else json.dumps(value))

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from data_prep.chat.chat_templates import asks_for_date, rendering_of, templates_of
 from data_prep.disk import PARTIAL, follow_umask
 from data_prep.temporary import remove_tree
+from finetune.engines.base import Engine
 from finetune.engines.group import Group
 from finetune.engines.memory import peak_memory_bytes, reserved_memory_bytes
 from finetune.engines.sharded import gathered_weights, hash_of
@@ -40,6 +41,8 @@ from finetune.models.description import (
     write_description,
 )
 from finetune.models.description_check import differences
+from finetune.models.device import choose_device
+from finetune.planning.foreseen import foresee
 from finetune.recipe.heads import described_head
 from finetune.recipe.lock import Lock, tokenizer_facts
 from finetune.recipe.schema import Recipe
@@ -52,6 +55,7 @@ from finetune.runs.folder import (
     sync_files,
     whole_entries,
     write_entries,
+    write_json,
 )
 from finetune.training.build import Inputs
 from finetune.training.trainer import ExactTrainer
@@ -125,6 +129,22 @@ def _write(
     partial.rename(final)
     if old.exists():
         remove_tree(old)
+
+
+def write_foreseen(run: RunFolder, recipe: Recipe, inputs: Inputs, engine: Engine, group: Group) -> None:
+    """What is known before the first step: data.json, what became of each row, and plan.json, what the plan's
+    formulas say."""
+    write_json(run.data_path, inputs.data.report.as_dict())
+    plan = foresee(
+        recipe,
+        inputs.base.folder,
+        inputs.data,
+        precision=inputs.precision.name,
+        engine=engine,
+        processes=group.world_size,
+        device="cpu" if choose_device().type == "cpu" else "gpu",
+    )
+    write_json(run.plan_path, plan)
 
 
 def write_metrics(run: RunFolder, report: Report, step: int) -> None:

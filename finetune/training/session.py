@@ -21,6 +21,7 @@ from finetune.errors import FinetuneError
 from finetune.evaluation.report import Report
 from finetune.evaluation.report_tables import score_lines
 from finetune.generation.asking import Asked, asked
+from finetune.hub.card import write_result_card
 from finetune.models.adapters.adapter import count_parameters
 from finetune.models.device import choose_device, choose_threads
 from finetune.models.kernels.fp8 import unrounded
@@ -31,7 +32,7 @@ from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 from finetune.runs.commands import shell_command
 from finetune.runs.compare import UNROUNDED_LOSS, is_metric
-from finetune.runs.folder import ANSWERS, VALUES, RunFolder
+from finetune.runs.folder import ANSWERS, VALUES, RunFolder, write_json
 from finetune.runs.trackers import SeveralTrackers, Tracker, start_tracker
 from finetune.training import build
 from finetune.training.batches import StreamFeed
@@ -55,6 +56,7 @@ from finetune.training.outputs import (
     describe_checkpoint,
     notes_on_result,
     summary_of,
+    write_foreseen,
     write_metrics,
     write_result,
     written_type,
@@ -91,6 +93,8 @@ def open_session(
         )
     checkpoint = None if checkpoint is None else _that_fits(checkpoint, run, trainer)
     refuse_other_engine(trainer, group)
+    if group.is_main:
+        write_foreseen(run, recipe, inputs, trainer.engine, group)
     watched = None if watcher is None else Watched(watcher)
     if watched is not None:
         trainer.add_callback(watched)
@@ -311,6 +315,8 @@ class TrainingSession:
             if self.trainer.values_hash:
                 final["document_values_sha256"] = self.trainer.values_hash
             write_private(self.run.lock_path, replace(self.lock, final=final).to_yaml())
+            if self.inputs.base.mask is None:  # whose card says what plain peft would do to it
+                write_result_card(self.run, self.lock, found)
 
     def _take_steps(self) -> None:
         if self.checkpoint is None:
@@ -331,6 +337,8 @@ class TrainingSession:
         if isinstance(self.trainer.feed, StreamFeed):
             for line in self.trainer.feed.stream.report.lines()[:-1]:
                 logger.info(line)
+            if self.group.is_main:
+                write_json(self.run.data_path, self.trainer.feed.stream.report.as_dict())
         state = self.trainer.state
         best = best_checkpoint(self.trainer, self.run.checkpoints)
         if self.recipe.train.keeps_best and best is not None:

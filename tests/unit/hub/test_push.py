@@ -81,6 +81,23 @@ def test_the_card_says_what_it_is(hub: Hub, run: Run, tmp_path: Path) -> None:
     assert str(run.folder.parent.parent) not in made_from
 
 
+def test_a_run_s_adapter_has_its_card(run: Run) -> None:
+    """From its lock, before anything is pushed: metadata that the hub's library reads, data, recipe, losses,
+    and no folder of this machine."""
+    text = (run.adapter / "README.md").read_text()
+    card = ModelCard(text)
+    assert card.data.library_name == "peft"
+    assert card.data.pipeline_tag == "text-generation"
+    for part in (
+        "rows.jsonl, SHA-256",
+        "train.learning_rate: 0.001",
+        "evaluation loss",
+        "FOLDER_OF_THE_ADAPTER",
+    ):
+        assert part in card.text, part
+    assert str(run.folder.parent.parent) not in text
+
+
 def test_the_licences_are_those_of_the_hub(hub: Hub, run: Run, tiny_base: Path, tmp_path: Path) -> None:
     """Of an adapter that was trained on a base of the hub."""
     hub.add("me/tiny", tiny_base, licence="llama3.2")

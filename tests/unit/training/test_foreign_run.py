@@ -65,9 +65,9 @@ def as_it_was(kept: Path) -> bool:
 
 
 FILES = (
-    ".running", "run.log", "metrics.jsonl", "samples.jsonl", "summary.json", "recipe.lock.yaml",
-    "logs/rank-1.log", "predictions/final.jsonl", "checkpoints/checkpoint-2/complete.json",
-    ".summary.json.partial", ".recipe.lock.yaml.partial",
+    ".running", "run.log", "metrics.jsonl", "samples.jsonl", "data.json", "plan.json", "summary.json",
+    "recipe.lock.yaml", "logs/rank-1.log", "predictions/final.jsonl",
+    "checkpoints/checkpoint-2/complete.json", ".summary.json.partial", ".recipe.lock.yaml.partial",
 )  # fmt: skip
 FOLDERS = (
     "checkpoints", "checkpoints/checkpoint-1", "checkpoints/checkpoint-3", "adapter", "model", "predictions",
@@ -131,6 +131,8 @@ def test_nothing_waits_for_a_pipe(foreign: Path, name: str, finetune_here: Comma
     finetune_here(
         "runs", "plot", str(foreign), code=2 if name in ("recipe.lock.yaml", "metrics.jsonl") else 0
     )
+    page = str(foreign.parent / "page.html")
+    finetune_here("report", str(foreign), "--html", page, code=2 if name == "recipe.lock.yaml" else 0)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "recipe.lock.yaml"])
@@ -214,6 +216,8 @@ def test_a_run_is_its_owners_and_its_result_is_for_whom_the_umask_says(
         "summary.json",
         "metrics.jsonl",
         "samples.jsonl",
+        "data.json",
+        "plan.json",
         "run.log",
         "predictions/final.jsonl",
     )
