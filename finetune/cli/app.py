@@ -61,6 +61,13 @@ LONGEST_LINE = 1_200
 class Verbs(TyperGroup):
     """The verbs of the table, each imported when it is run, or when the help lists it."""
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; one that a scheduler's signal stopped has an exit code of its own."""
+        try:
+            return super().invoke(ctx)
+        except signals.Stopped:
+            raise typer.Exit(signals.STOPPED) from None
+
     def list_commands(self, ctx: Any) -> list[str]:
         """The verbs, in the order of the table."""
         return list(VERBS)
@@ -113,8 +120,8 @@ def finetune(
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 2 wrong input, 3 a check failed, 130 interrupted, 1 a bug of
-    ours."""
+    """Run the command line and exit: 0 done, 2 wrong input, 3 a check failed, 75 stopped by a scheduler's
+    signal, 130 interrupted, 1 a bug of ours."""
     company = is_worker() or environment.has_company()
     if company:
         end_with_launcher()
@@ -205,9 +212,9 @@ def _run() -> int:
         _tell(f"{names}: {error.strerror or error}", [], as_json=as_json)
         return FinetuneError.exit_code
     except KeyboardInterrupt:
-        return 130
+        return signals.INTERRUPTED
     except Exception:  # noqa: BLE001 - the last resort of the process: shown in full, exit 1
-        return 130 if signals.interrupts() > before else _bug()
+        return signals.exit_code() if signals.interrupts() > before else _bug()
     return code if isinstance(code, int) else 0
 
 

@@ -133,11 +133,11 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
         said.finish()
     (error,) = outcome
     if killed:
-        raise KeyboardInterrupt
+        raise requests.ending()
     if isinstance(error, ChildFailedError):
         return first_failure(error.failures)
     if requests.stop is not None and isinstance(error, LaunchError):
-        raise KeyboardInterrupt
+        raise requests.ending()
     if error is not None:
         raise error if isinstance(error, LaunchError) else LaunchError(_reason(error)) from error
     return None
@@ -170,7 +170,8 @@ def _pass_signals_on(
     """Until the agent has ended: each process is told to stop once, those that are started later too; what
     the main one says is logged.
 
-    Whether they were killed in the midst of a step, by Ctrl-C after a first signal.
+    Whether they were killed in the midst of a step, by Ctrl-C after a first signal or because they took too
+    long after it.
     """
 
     def tell(workers: "list[psutil.Process]", asked: signal.Signals) -> None:
