@@ -38,6 +38,9 @@ class Requests:
         """How long after a request the step and its checkpoint may take; None: as long as they do."""
         self.saves = 0
         """How often a checkpoint was asked for."""
+        self.exits = False
+        """Whether the process exits when nobody listens any more: it has done what was asked for then, and
+        launchers and schedulers, which repeat each other, are not to kill it."""
         self._deferrals = 0
 
     @contextmanager
@@ -48,6 +51,21 @@ class Requests:
             yield
         finally:
             self._deferrals -= 1
+
+    @contextmanager
+    def bounded(self, grace_seconds: float | None) -> Iterator[None]:
+        """While this lasts a request to stop has so many seconds; None: as many as it takes."""
+        if grace_seconds is None:
+            yield
+            return
+        before = signal.signal(signal.SIGALRM, self.too_late)
+        self.grace_seconds = grace_seconds
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            self.grace_seconds = None
 
     def asked_for(self, saves_done: int) -> int:
         """What is to be done now: NOTHING, SAVING (where more saves were asked for than are done) or
@@ -117,26 +135,27 @@ def ending() -> KeyboardInterrupt:
 def listening(grace_seconds: float | None = None) -> Iterator[Requests]:
     """Take the signals over while this lasts; inside another one, the same requests. What is ignored (nohup
     ignores SIGHUP) stays ignored. Outside the main thread, where Python takes no signals, nothing is ever
-    asked. `grace_seconds` is the outermost one's: see Requests.
+    asked. `grace_seconds` are counted while this lasts: see Requests.
     """
     global _listening
-    if _listening is not None or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield _listening or Requests()
         return
+    if _listening is not None:
+        with _listening.bounded(grace_seconds):
+            yield _listening
+        return
     _listening = Requests()
-    _listening.grace_seconds = grace_seconds
     taken = [name for name in (*STOP, SAVE) if signal.getsignal(name) not in (signal.SIG_IGN, None)]
     previous = {name: signal.signal(name, _listening.note) for name in taken}
-    if grace_seconds is not None:
-        previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, _listening.too_late)
     try:
         release()
-        yield _listening
+        with _listening.bounded(grace_seconds):
+            yield _listening
     finally:
-        if grace_seconds is not None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        deaf = _listening.exits and _listening.stop is not None
         for name, handler in previous.items():
-            signal.signal(name, handler)
+            signal.signal(name, signal.SIG_IGN if deaf else handler)
         _listening = None
 
 

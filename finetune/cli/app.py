@@ -122,7 +122,7 @@ def finetune(
 def main() -> None:
     """Run the command line and exit: 0 done, 2 wrong input, 3 a check failed, 75 stopped by a scheduler's
     signal, 130 interrupted, 1 a bug of ours."""
-    company = is_worker() or environment.has_company()
+    company, call = is_worker() or environment.has_company(), run
     if company:
         end_with_launcher()
         leave_terminal()
@@ -132,8 +132,9 @@ def main() -> None:
         let_segments_grow()
         signals.hold()  # over the restart: a signal in between would kill
         restart_with_jemalloc()
+        call = _run_listening
     try:
-        code = run()
+        code = call()
         sys.stdout.flush()
     except BrokenPipeError:
         # What is still buffered has no reader either; without this the interpreter's last flush would
@@ -150,6 +151,16 @@ def main() -> None:
     # nothing.
     gc.freeze()
     sys.exit(code)
+
+
+def _run_listening() -> int:
+    """Run a verb that trains, with signals heard from its first moment to the exit."""
+    try:
+        with signals.listening() as requests:
+            requests.exits = True
+            return run()
+    except KeyboardInterrupt:  # one that was held, or comes between verb and exit
+        return signals.exit_code()
 
 
 def run() -> int:

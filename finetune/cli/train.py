@@ -67,6 +67,18 @@ def train(
             min=1, help="After a signal: how long step and checkpoint may take; no bound when absent."
         ),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(metavar="CLUSTER", help="Write a job for slurm, kubernetes or skypilot; train there."),
+    ] = None,
+    job: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="With --on: of the job, as partition=a100, time=12:00:00."),
+    ] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="With --on: submit the job, too.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --on: print the job's file, write nothing.")
+    ] = False,
     allow_code: AllowCodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,6 +88,7 @@ def train(
     it with a checkpoint, as Ctrl-C does, and the exit code 75; SIGUSR2 saves one and continues.
     """
     from finetune import api
+    from finetune.cli.train_on import refuse_without_cluster, train_on
     from finetune.engines.launch.messages import to_launcher
     from finetune.errors import LaunchError
     from finetune.training.start import start, start_at
@@ -88,6 +101,14 @@ def train(
     with signals.listening(None if environment.is_worker() else grace_seconds) as requests:
         if timeout_minutes is not None and patience is not None:
             raise LaunchError("--patience is the earlier name of --timeout-minutes: give one of them.")
+        if on is not None:
+            train_on(
+                on, recipe, overrides or [], settings=job or [], launch=launch, options=asked,
+                own={"resume": resume, "run_folder": run_folder}, grace_seconds=grace_seconds,
+                allow_code=allow_code or (), submit=submit, dry_run=dry_run, as_json=as_json,
+            )  # fmt: skip
+            return
+        refuse_without_cluster(job=job, submit=submit, dry_run=dry_run)
         if recipe is None and resume is None:
             raise LaunchError(
                 "name a recipe (finetune train RECIPE), or a run to resume (finetune train --resume RUN)."

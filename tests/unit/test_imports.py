@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
     "cli", "conversion", "recipe", "engines", "models", "data", "generation", "training", "engines.launch",
     "evaluation", "merging", "runs", "planning", "quickstart", "scoring", "self_test", "objectives", "exporters", "exporting",
-    "machine", "pruning", "hub", "serving", "sweeping", "data_prep",
+    "machine", "pruning", "hub", "serving", "sweeping", "data_prep", "clusters",
 })  # fmt: skip
 
 # Parts of data_prep that need the standard library only.
@@ -69,6 +69,7 @@ ARROWS: dict[str, frozenset[str]] = {
             "data_prep.text",
         }
     ),
+    "clusters": frozenset({"engines", "engines.launch", "models.sizes", "planning", "recipe", "runs"}),
     "engines.launch": DISK | {"engines", "recipe", "runs", "models.device"},
     "training": frozenset({"engines", "engines.launch", "models", "objectives", "data", "generation"})
     | {"evaluation", "runs", "scoring", "recipe", "data_prep"},

@@ -98,8 +98,9 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     stopped = threading.Event()
     meeting = Meeting(
-        launch.rendezvous, launch.nodes, launch.node_rank, minutes=launch.timeout_minutes, stopped=stopped
-    )
+        launch.rendezvous, launch.nodes, launch.node_rank, minutes=launch.timeout_minutes, stopped=stopped,
+        folder=run,
+    )  # fmt: skip
     rendezvous_handler_registry.register(NAME, _given)
     agent = AgentConfig(
         min_nodes=launch.nodes,

@@ -1,14 +1,18 @@
 """finetune train that is stopped, and started again by the same command."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from finetune.runs.folder import RunFolder
-from tests.support.cli import FinetuneHere
+from tests.support.cli import ROOT, FinetuneHere
 from tests.support.messages import hearing, sending, slow_after
-from tests.support.processes import adapter_of, assert_equal
+from tests.support.processes import adapter_of, assert_equal, wait_for
 
 RECIPE = """\
 model: {{base: {base}}}
@@ -103,3 +107,21 @@ def test_a_step_that_outlasts_the_grace_is_broken_off(
     assert not list(run.checkpoints.iterdir())
     finetune_here(*AGAIN)
     assert_equal(adapter_of(run), adapter_of(RunFolder(tmp_path / "runs" / "recipe-001")))
+
+
+def test_signals_that_go_on_kill_nothing(recipe: Path, tmp_path: Path) -> None:
+    """Launchers and schedulers repeat each other: from the first to the exit, each signal after it changes
+    nothing."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finetune", *AGAIN, "train.max_steps=5000"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(tmp_path / "jobs" / "one" / "metrics.jsonl", process)
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.005)
+    assert process.returncode == 75, process.communicate()

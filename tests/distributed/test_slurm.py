@@ -1,0 +1,90 @@
+"""A real Slurm of two nodes on this machine: trainings that it stops, queues again and ends."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.launches import NO_COMPILER, Launched, Train
+from tests.support.cli import run_process
+from tests.support.slurm import Slurm, cluster, why_not
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(why_not() is not None, reason=f"no Slurm: {why_not()}"),
+]
+STEPS = {"max_steps": 120, "save_every": 20, "learning_rate": 1e-3}
+ON_SLURM = (
+    "--nodes",
+    "2",
+    "--on",
+    "slurm",
+    "--job",
+    "gpus=0",
+    "--job",
+    "memory=3GiB",
+    "--job",
+    "time=00:10:00",
+)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """One cluster for all tests."""
+    with cluster(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+def submitted(slurm: Slurm, tmp_path: Path, environment: dict[str, str], *words: str) -> tuple[str, Path]:
+    """A job of the recipe in tmp_path, and its run folder."""
+    done = run_process(
+        "train", "recipe.yaml", *ON_SLURM, "--submit", *words,
+        cwd=tmp_path, environment=environment | slurm.environment, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"^run +(\S+)\nsubmit +job (\d+)", done.stdout, re.MULTILINE)
+    assert found is not None, done.stdout
+    return found[2], Path(found[1])
+
+
+def wait_for_checkpoint(slurm: Slurm, job: str, run: Path, step: int) -> None:
+    """Until it is whole."""
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / f"checkpoint-{step}" / "complete.json").exists():
+        assert time.monotonic() < deadline, told(run)
+        assert slurm.state(job) in ("PENDING", "CONFIGURING", "RUNNING"), told(run)
+        time.sleep(0.05)
+
+
+def told(run: Path) -> str:
+    """What a job printed."""
+    return "\n".join(path.read_text() for path in sorted((run / "job").glob("*.log")))
+
+
+def same(run: Path, whole: Launched) -> bool:
+    """Whether a run ended in the weights of another."""
+    ours, theirs = Launched(0, "", "", run).weights(), whole.weights()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    ["ddp", pytest.param("zero3", marks=pytest.mark.skipif(NO_COMPILER, reason="needs g++ and ninja"))],
+)
+def test_a_job_that_is_stopped_for_its_time_ends_in_the_same_adapter(
+    train: Train, tmp_path: Path, environment: dict[str, str], slurm: Slurm, engine: str
+) -> None:
+    """Over two nodes, by the signal that comes ahead of the time limit: it saves, is queued again, continues
+    by itself, and ends in the uninterrupted adapter, bit for bit."""
+    whole = train("--launch", engine, "--processes", "2", train=STEPS)
+    job, run = submitted(slurm, tmp_path, environment, "--launch", engine)
+    wait_for_checkpoint(slurm, job, run, 20)
+    slurm("scancel", "--signal=USR1", "--batch", job)
+    assert slurm.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", seconds=180) == "COMPLETED", told(run)
+    assert slurm.field(job, "Restarts") == "1"
+    assert "stopped after step" in told(run)
+    assert "resuming from checkpoint-" in told(run)
+    assert same(run, whole)
