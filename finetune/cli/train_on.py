@@ -1,13 +1,11 @@
 """finetune train --on: the recipe as a job of a cluster."""
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from finetune.cli.common import out, print_json, tell_messages
 from finetune.errors import LaunchError
-
-PASSED_ON = ("max_restarts", "timeout_minutes")
-"""Options that each node's command has, too."""
 
 
 def refuse_without_cluster(**given: Any) -> None:
@@ -41,22 +39,17 @@ def train_on(
     if recipe is None:
         raise LaunchError(f"--on {cluster} trains a recipe: finetune train RECIPE --on {cluster}.")
     refused = [name for name, value in own.items() if value is not None]
-    refused += [name for name in ("node_rank", "rendezvous") if name in options]
+    refused += [name for name in ("node_rank", "rendezvous", "max_restarts") if name in options]
     if refused:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in refused)
         raise LaunchError(
-            f"{names}: a job has a run folder of its own, and finds its nodes by itself. Leave it out; a job "
-            "that was stopped is submitted again by its own file."
+            f"{names}: a job has a run folder of its own, finds its nodes and starts again by itself. Leave "
+            "it out; the file of a job that has ended can be submitted again, and continues its run."
         )
     if submit and dry_run:
         raise LaunchError("--dry-run only prints what --submit would submit: leave one of them out.")
     tell_messages(as_json)
-    words = [
-        word
-        for name in PASSED_ON
-        if name in options
-        for word in (f"--{name.replace('_', '-')}", options[name])
-    ]
+    words = ["--timeout-minutes", options["timeout_minutes"]] if "timeout_minutes" in options else []
     words += [word for sha256 in sorted(allow_code) for word in ("--allow-code", sha256)]
     asked = Asked(
         recipe=recipe,
@@ -82,4 +75,4 @@ def train_on(
     else:
         out(f"job      {job.file}")
         out(f"run      {job.run}")
-        out(f"submit   {job.submitted or f'the same command with --submit, or {cluster}: {job.file}'}")
+        out(f"submit   {job.submitted or shlex.join(job.command or ())}")

@@ -62,6 +62,8 @@ class ClusterJob:
     """A training, as every cluster needs to know it."""
 
     name: str
+    recipe: str
+    """As it was named."""
     words: tuple[str, ...]
     """What follows `finetune` on each node, without the node's own rank and where the nodes meet."""
     run: Path
@@ -103,9 +105,13 @@ class Cluster(ABC):
         """The job's file. Raises LaunchError where the cluster can't have such a job."""
 
     @abstractmethod
-    def submit(self, file: Path, settings: Settings) -> str:
+    def command(self, file: Path) -> list[str]:
+        """What submits the file."""
+
+    def submit(self, file: Path) -> str:
         """Give the job to the scheduler; what a person is told. Raises LaunchError where it is not taken, and
         then nothing of it is left with the scheduler."""
+        return ask(self.command(file))
 
     def check_program(self) -> None:
         """Raises LaunchError where jobs can't be submitted from here."""

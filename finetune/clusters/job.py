@@ -107,6 +107,7 @@ def job_of(
     words = ["train", asked.recipe, *loaded.overrides, *sharing, *several, *asked.words]
     return ClusterJob(
         name=run.name,
+        recipe=asked.recipe,
         words=(*words, "--grace-seconds", str(grace), "--run-folder", str(run)),
         run=run,
         nodes=spread.nodes,

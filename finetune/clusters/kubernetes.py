@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from finetune.clusters.base import Cluster, ClusterJob, Duration, Settings, Word, ask
+from finetune.clusters.base import Cluster, ClusterJob, Duration, Settings, Word
 from finetune.clusters.documents import script, to_yaml
 from finetune.errors import LaunchError
 
@@ -80,9 +80,9 @@ class Kubernetes(Cluster):
             },
         )
 
-    def submit(self, file: Path, settings: Settings) -> str:
+    def command(self, file: Path) -> list[str]:
         """kubectl create, which refuses a job of the same name."""
-        return ask(["kubectl", "create", "--filename", str(file)])
+        return ["kubectl", "create", "--filename", str(file)]
 
 
 def _pod(name: str, job: ClusterJob, settings: KubernetesSettings) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from finetune.clusters.base import Cluster, ClusterJob, Settings, Word, ask
+from finetune.clusters.base import Cluster, ClusterJob, Settings, Word
 from finetune.clusters.documents import script, to_yaml
 from finetune.errors import LaunchError
 from finetune.signals import STOPPED
@@ -48,6 +48,11 @@ class SkyPilot(Cluster):
         assert isinstance(settings, SkyPilotSettings)  # noqa: S101 - registry.settings_of made them
         if job.gpus and settings.accelerators is None:
             raise LaunchError("--on skypilot needs --job accelerators=KIND, such as H100; gpus=0 is without.")
+        if Path(job.recipe).is_absolute():
+            raise LaunchError(
+                f"SkyPilot copies the working folder to its nodes, and {job.recipe} may not be in it: name "
+                "it relative to the working folder."
+            )
         resources: dict[str, Any] = {
             "infra": settings.infra,
             "accelerators": f"{settings.accelerators}:{job.gpus}" if job.gpus else None,
@@ -73,9 +78,9 @@ class SkyPilot(Cluster):
             },
         )
 
-    def submit(self, file: Path, settings: Settings) -> str:
+    def command(self, file: Path) -> list[str]:
         """A managed job, which is recovered on other machines when its own are taken away."""
-        return ask(["sky", "jobs", "launch", "--detach-run", "--yes", str(file)])
+        return ["sky", "jobs", "launch", "--detach-run", "--yes", str(file)]
 
 
 def _command(job: ClusterJob) -> str:

@@ -20,9 +20,8 @@ EARLY_SECONDS = 60
 LOOKING_SECONDS = 5
 """How long a job's reason for waiting is looked at."""
 NEVER = re.compile(
-    r"PartitionTimeLimit|PartitionNodeLimit|PartitionDown|PartitionInactive|BadConstraints|Invalid|"
-    r"InactiveLimit|JobHeld|AccountNotAllowed|QOSNotAllowed|MaxNodePerAccount|MaxWallDurationPer|TimeLimit|"
-    r"MaxCpuPerJob|MaxGRESPerJob|MaxMemPerJob|MaxNodePerJob|MaxWallDurationPerJob|MaxTRESPerJob"
+    r"Partition(Config|TimeLimit|NodeLimit)|BadConstraints|Invalid(Account|QOS)|NotAllowed|MaxMemPerLimit|"
+    r"(Assoc|QOS)Max\w*Per(Job|Node)"
 )
 """Reasons for which a job waits until somebody changes something."""
 
@@ -106,9 +105,13 @@ class Slurm(Cluster):
             node_logs=shlex.quote(str(job.run / "job" / "node-%t.log")),
         )
 
-    def submit(self, file: Path, settings: Settings) -> str:
-        """sbatch; a job that would wait for ever is taken back."""
-        job = ask(["sbatch", "--parsable", str(file)]).partition(";")[0]
+    def command(self, file: Path) -> list[str]:
+        """sbatch, which says the job's number."""
+        return ["sbatch", "--parsable", str(file)]
+
+    def submit(self, file: Path) -> str:
+        """A job that would wait for ever is taken back."""
+        job = super().submit(file).partition(";")[0]
         deadline = time.monotonic() + LOOKING_SECONDS
         while time.monotonic() < deadline:
             looked = ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T %r"]

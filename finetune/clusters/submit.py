@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from finetune.clusters.base import Cluster, Settings
+from finetune.clusters.base import Cluster
 from finetune.clusters.job import Asked, job_of, spread_of
 from finetune.clusters.registry import find_cluster, settings_of
 from finetune.recipe.load import LoadedRecipe
@@ -20,6 +20,8 @@ class WrittenJob(NamedTuple):
     """None where it is only to be printed."""
     run: Path
     """The run folder, where the nodes find it."""
+    command: list[str] | None
+    """What submits the file."""
     submitted: str | None
     """What the scheduler said."""
 
@@ -49,20 +51,22 @@ def write_job(
     try:
         text = cluster.render(job_of(loaded, asked, cluster, settings, spread, run=run), settings)
         if dry_run:
-            return WrittenJob(text, None, run, None)
+            return WrittenJob(text, None, run, None, None)
         file = made / JOB / cluster.file if made is not None else Path.cwd() / f"{run.name}.{cluster.file}"
-        return WrittenJob(text, file, run, _carry_out(cluster, settings, file, text, submit=submit))
+        return WrittenJob(
+            text, file, run, cluster.command(file), _carry_out(cluster, file, text, submit=submit)
+        )
     except BaseException:
         if made is not None:
             shutil.rmtree(made)
         raise
 
 
-def _carry_out(cluster: Cluster, settings: Settings, file: Path, text: str, *, submit: bool) -> str | None:
+def _carry_out(cluster: Cluster, file: Path, text: str, *, submit: bool) -> str | None:
     file.parent.mkdir(exist_ok=True)
     file.write_text(text)
     try:
-        return cluster.submit(file, settings) if submit else None
+        return cluster.submit(file) if submit else None
     except BaseException:
         file.unlink()
         raise

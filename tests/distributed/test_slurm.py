@@ -88,3 +88,50 @@ def test_a_job_that_is_stopped_for_its_time_ends_in_the_same_adapter(
     assert "stopped after step" in told(run)
     assert "resuming from checkpoint-" in told(run)
     assert same(run, whole)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--job", "partition=nowhere"), "sbatch refused the job: .*invalid partition"),
+        (("--job", "partition=short"), "the job would never start: Slurm says Partition"),
+        (("--job", "cpus=64"), "the job would never start: Slurm says Partition"),
+    ],
+    ids=["no partition", "too long for it", "no such node"],
+)
+def test_a_job_that_slurm_cannot_start(
+    train: Train,
+    tmp_path: Path,
+    environment: dict[str, str],
+    slurm: Slurm,
+    words: tuple[str, ...],
+    message: str,
+) -> None:
+    """It is refused with Slurm's own words and exit 2; neither the queue nor the output folder holds anything
+    of it."""
+    train(train={"max_steps": 1})
+    done = run_process(
+        "train", "recipe.yaml", *ON_SLURM, "--launch", "ddp", *words, "--submit",
+        cwd=tmp_path, environment=environment | slurm.environment, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout
+    assert re.search(message, done.stderr), done.stderr
+    assert slurm("squeue", "--noheader", "--states=PENDING,RUNNING") == ""
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["recipe-001"]
+
+
+def test_slurm_takes_the_script(
+    train: Train, tmp_path: Path, environment: dict[str, str], slurm: Slurm
+) -> None:
+    """sbatch --test-only says when it would start, and refuses it with an option misspelt."""
+    train(train={"max_steps": 1})
+    text = run_process(
+        "train", "recipe.yaml", *ON_SLURM, "--launch", "ddp", "--dry-run",
+        cwd=tmp_path, environment=environment, timeout=120,
+    ).stdout  # fmt: skip
+    script = tmp_path / "job.sbatch"
+    script.write_text(text)
+    slurm("sbatch", "--test-only", str(script))
+    script.write_text(text.replace("--requeue", "--reqeue"))
+    with pytest.raises(RuntimeError, match="reqeue"):
+        slurm("sbatch", "--test-only", str(script))
