@@ -153,14 +153,13 @@ run={run}
 newest() {{ ls -d "$run"/checkpoints/*/complete.json 2>/dev/null | sort --version-sort | tail -n 1; }}
 before=$(newest)
 
-stopping=
 stop() {{
   # Slurm signals this shell alone; every process of the step gets it from here, once the step is there.
-  stopping=1
   until scancel --signal=USR1 "$SLURM_JOB_ID.0" 2>/dev/null || ! kill -0 "$step" 2>/dev/null; do sleep 1; done
 }}
+cancelled=
 trap stop USR1
-trap : TERM # of scancel and of preemption: the step has it, too, and is waited for
+trap cancelled=1 TERM # the step has it, too, and is waited for
 
 {meeting}
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --open-mode=append \\
@@ -171,10 +170,11 @@ while kill -0 "$step" 2>/dev/null; do wait "$step"; done
 wait "$step"
 code=$?
 
-# 75: stopped with a checkpoint; 138: the signal came before anybody listened.
-if [ -n "$stopping" ] && {{ [ "$code" = 75 ] || [ "$code" = 138 ]; }}; then
+# 75: stopped with a checkpoint, or another node is gone; 138: the signal came before anybody listened.
+# What was cancelled stays so, and whom Slurm preempts it queues again by itself.
+if [ -z "$cancelled" ] && {{ [ "$code" = 75 ] || [ "$code" = 138 ]; }}; then
   if [ "$(newest)" = "$before" ]; then
-    echo "error: nothing was saved within this job's time, so that it is not queued again: give it more." >&2
+    echo "error: nothing was saved since this job started, so that it is not queued again." >&2
     exit "$code"
   fi
   scontrol requeue "$SLURM_JOB_ID"

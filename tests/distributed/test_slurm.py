@@ -90,6 +90,36 @@ def test_a_job_that_is_stopped_for_its_time_ends_in_the_same_adapter(
     assert same(run, whole)
 
 
+def test_a_job_whose_node_dies_ends_in_the_same_adapter(
+    train: Train, tmp_path: Path, environment: dict[str, str], slurm: Slurm
+) -> None:
+    """The other node says that it lost it; the job is queued again, waits for a node, and continues from the
+    newest checkpoint."""
+    whole = train("--launch", "ddp", "--processes", "2", train=STEPS)
+    job, run = submitted(slurm, tmp_path, environment, "--launch", "ddp")
+    wait_for_checkpoint(slurm, job, run, 20)
+    slurm.kill_node("n2", job)
+    slurm.start_node("n2")
+    assert slurm.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", seconds=240) == "COMPLETED", told(run)
+    assert "lost the others" in told(run)
+    assert same(run, whole)
+
+
+def test_a_job_that_is_cancelled_stays_so(
+    train: Train, tmp_path: Path, environment: dict[str, str], slurm: Slurm
+) -> None:
+    """scancel has it save, and end."""
+    train(train={"max_steps": 1})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("max_steps: 1", "max_steps: 400\n  save_every: 10"))
+    job, run = submitted(slurm, tmp_path, environment, "--launch", "ddp")
+    wait_for_checkpoint(slurm, job, run, 10)
+    slurm("scancel", job)
+    assert slurm.wait_for(job, "CANCELLED", "COMPLETED", "FAILED", "PENDING") == "CANCELLED", told(run)
+    assert slurm.field(job, "Restarts") == "0"
+    assert "stopped after step" in told(run)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 NODES = ("n1", "n2")
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged")
@@ -104,6 +106,23 @@ class Slurm:
         """One node's daemon."""
         self.start(name, "slurmd", "-D", "-N", name, "-f", str(self.folder / "slurm.conf"))
 
+    def kill_node(self, name: str, job: str) -> None:
+        """What a power cut does to a node: its daemon is gone, and with it all that runs of a job there."""
+        ours = {"SLURM_CONF": self.environment["SLURM_CONF"], "SLURMD_NODENAME": name, "SLURM_JOB_ID": job}
+        running = [
+            process for process in psutil.process_iter() if ours.items() <= _environment(process).items()
+        ]
+        managers = [
+            above
+            for process in running
+            for above in process.parents()
+            if above.name().startswith("slurmstepd")
+        ]
+        self.stop(name, signal.SIGKILL)
+        for process in {*running, *managers}:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
     def stop(self, name: str, kind: signal.Signals = signal.SIGTERM) -> None:
         """One daemon."""
         daemon = self.daemons.pop(name)
@@ -157,6 +176,13 @@ def cluster(folder: Path) -> Iterator[Slurm]:
         _until(lambda: _idle(slurm) == len(NODES), f"{folder}: all nodes are idle")
         stopping.callback(_cancel_all, slurm)
         yield slurm
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
 
 
 def _idle(slurm: Slurm) -> int:

@@ -61,6 +61,8 @@ class Failure:
     exit_code: int
     """Negative: the signal that killed it."""
     message: str
+    lost: bool = False
+    """Whether all that it knows is that another process is gone."""
 
     def text(self, log: Path | None) -> str:
         """What a person is told."""
@@ -239,7 +241,8 @@ def first_failure(failures: dict[int, Any]) -> Failure:
 
     rank = min(failures, key=order)
     failure = failures[rank]
-    return Failure(rank, failure.exitcode, str(failure.message) if Path(failure.error_file).is_file() else "")
+    message = str(failure.message) if Path(failure.error_file).is_file() else ""
+    return Failure(rank, failure.exitcode, message, lost=bool(failure.error_file_data.get("lost")))
 
 
 @contextmanager

@@ -51,9 +51,9 @@ def launched(
         if failure is not None and failure.exit_code == signals.STOPPED:
             raise signals.Stopped
         if failure is not None:
-            raise LaunchFailed(
-                failure.text(run.log_of(failure.rank) if run is not None else None), failure.exit_code
-            )
+            # Where another machine is gone, nothing is wrong with this one: started again, the run continues.
+            code = signals.STOPPED if failure.lost and launch.nodes > 1 else failure.exit_code
+            raise LaunchFailed(failure.text(run.log_of(failure.rank) if run is not None else None), code)
     except BaseException as error:
         if run is not None and not run.lock_path.is_file():
             if folder is None:
