@@ -170,9 +170,11 @@ while kill -0 "$step" 2>/dev/null; do wait "$step"; done
 wait "$step"
 code=$?
 
-# 75: stopped with a checkpoint, or another node is gone; 138: the signal came before anybody listened.
-# What was cancelled stays so, and whom Slurm preempts it queues again by itself.
-if [ -z "$cancelled" ] && {{ [ "$code" = 75 ] || [ "$code" = 138 ]; }}; then
+# 0 to 3 and 130 are the training's own last words. 75: stopped with a checkpoint, or another node is gone;
+# any other: killed, by srun where a node is gone. What was cancelled stays so; whom Slurm preempts it queues
+# again by itself.
+case "$code" in 0 | 1 | 2 | 3 | 130) exit "$code" ;; esac
+if [ -z "$cancelled" ]; then
   if [ "$(newest)" = "$before" ]; then
     echo "error: nothing was saved since this job started, so that it is not queued again." >&2
     exit "$code"
