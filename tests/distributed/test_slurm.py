@@ -95,7 +95,7 @@ def test_a_job_whose_node_dies_ends_in_the_same_adapter(
 ) -> None:
     """The other node says that it lost it; the job is queued again, waits for a node, and continues from the
     newest checkpoint."""
-    whole = train("--launch", "ddp", "--processes", "2", train=STEPS)
+    whole = train("--launch", "ddp", "--processes", "2", train=STEPS | {"max_steps": 300})
     job, run = submitted(slurm, tmp_path, environment, "--launch", "ddp")
     wait_for_checkpoint(slurm, job, run, 20)
     slurm.kill_node("n2", job)
