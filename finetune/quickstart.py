@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.text import one_line
+from finetune import signals
 from finetune.errors import FinetuneError
 from finetune.evaluation.evaluation import Evaluation
 from finetune.evaluation.report import Report
@@ -40,7 +41,7 @@ def walk(recipe: Recipe) -> dict[str, Any]:
     trained = run.start(recipe, name="quickstart", command="finetune quickstart")
     folder, summary = trained.folder.path, trained.summary
     if summary["status"] == "stopped":
-        raise KeyboardInterrupt
+        raise signals.ending()
     merged = folder / "merged"
     logger.info("merging the adapter into full weights, and comparing the two")
     report = merge(resolve_target(str(folder)), merged)

@@ -63,6 +63,13 @@ LONGEST_LINE = 1_200
 class Verbs(TyperGroup):
     """The verbs of the table, each imported when it is run, or when the help lists it."""
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; one that a scheduler's signal stopped has an exit code of its own."""
+        try:
+            return super().invoke(ctx)
+        except signals.Stopped:
+            raise typer.Exit(signals.STOPPED) from None
+
     def list_commands(self, ctx: Any) -> list[str]:
         """The verbs, in the order of the table."""
         return list(VERBS)
@@ -115,9 +122,9 @@ def finetune(
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 2 wrong input, 3 a check failed, 130 interrupted, 1 a bug of
-    ours."""
-    company = is_worker() or environment.has_company()
+    """Run the command line and exit: 0 done, 2 wrong input, 3 a check failed, 75 stopped by a scheduler's
+    signal, 130 interrupted, 1 a bug of ours."""
+    company, call = is_worker() or environment.has_company(), run
     if company:
         end_with_launcher()
         leave_terminal()
@@ -127,8 +134,9 @@ def main() -> None:
         let_segments_grow()
         signals.hold()  # over the restart: a signal in between would kill
         restart_with_jemalloc()
+        call = _run_listening
     try:
-        code = run()
+        code = call()
         sys.stdout.flush()
     except BrokenPipeError:
         # What is still buffered has no reader either; without this the interpreter's last flush would
@@ -145,6 +153,16 @@ def main() -> None:
     # nothing.
     gc.freeze()
     sys.exit(code)
+
+
+def _run_listening() -> int:
+    """Run a verb that trains, with signals heard from its first moment to the exit."""
+    try:
+        with signals.listening() as requests:
+            requests.exits = True
+            return run()
+    except KeyboardInterrupt:  # one that was held, or comes between verb and exit
+        return signals.exit_code()
 
 
 def run() -> int:
@@ -207,9 +225,9 @@ def _run() -> int:
         _tell(f"{names}: {error.strerror or error}", [], as_json=as_json)
         return FinetuneError.exit_code
     except KeyboardInterrupt:
-        return 130
+        return signals.INTERRUPTED
     except Exception:  # noqa: BLE001 - the last resort of the process: shown in full, exit 1
-        return 130 if signals.interrupts() > before else _bug()
+        return signals.exit_code() if signals.interrupts() > before else _bug()
     return code if isinstance(code, int) else 0
 
 

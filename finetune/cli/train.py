@@ -25,6 +25,10 @@ def train(
     ] = None,
     overrides: OverridesArgument = None,
     resume: Annotated[Path | None, typer.Option(help="Resume this run folder.")] = None,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option(help="The run's own folder: the same command, given again, continues the run there."),
+    ] = None,
     trust_checkpoint: Annotated[
         bool,
         typer.Option(
@@ -57,27 +61,54 @@ def train(
         typer.Option(min=0.01, help="With --launch: how long to wait for other processes; 30 when absent."),
     ] = None,
     patience: Annotated[float | None, typer.Option("--patience", min=0.01, hidden=True)] = None,
+    grace_seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="After a signal: how long step and checkpoint may take; no bound when absent."
+        ),
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(metavar="CLUSTER", help="Write a job for slurm, kubernetes or skypilot; train there."),
+    ] = None,
+    job: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="With --on: of the job, as partition=a100, time=12:00:00."),
+    ] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="With --on: submit the job, too.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --on: print the job's file, write nothing.")
+    ] = False,
     allow_code: AllowCodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a recipe.
 
-    The result, and everything about it, is in a new run folder. SIGTERM and SIGUSR1 stop it with a
-    checkpoint, as Ctrl-C does; SIGUSR2 saves one and continues.
+    The result, and everything about it, is in a new run folder, or in --run-folder. SIGTERM and SIGUSR1 stop
+    it with a checkpoint, as Ctrl-C does, and the exit code 75; SIGUSR2 saves one and continues.
     """
     from finetune import api
+    from finetune.cli.train_on import refuse_without_cluster, train_on
     from finetune.engines.launch.messages import to_launcher
     from finetune.errors import LaunchError
-    from finetune.training.start import start
+    from finetune.training.start import start, start_at
 
     asked: dict[str, Any] = {
         "processes": processes, "nodes": nodes, "node_rank": node_rank, "rendezvous": rendezvous,
         "max_restarts": max_restarts, "timeout_minutes": timeout_minutes or patience,
     }  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
-    with signals.listening():
+    with signals.listening(None if environment.is_worker() else grace_seconds) as requests:
         if timeout_minutes is not None and patience is not None:
             raise LaunchError("--patience is the earlier name of --timeout-minutes: give one of them.")
+        if on is not None:
+            train_on(
+                on, recipe, overrides or [], settings=job or [], launch=launch, options=asked,
+                own={"resume": resume, "run_folder": run_folder}, grace_seconds=grace_seconds,
+                allow_code=allow_code or (), submit=submit, dry_run=dry_run, as_json=as_json,
+            )  # fmt: skip
+            return
+        refuse_without_cluster(job=job, submit=submit, dry_run=dry_run)
         if recipe is None and resume is None:
             raise LaunchError(
                 "name a recipe (finetune train RECIPE), or a run to resume (finetune train --resume RUN)."
@@ -88,6 +119,8 @@ def train(
                 "changes; start a new run for another value:\n    "
                 f"{_new_run(resume, (recipe, *(overrides or ())))}"
             )
+        if run_folder is not None and resume is not None:
+            raise LaunchError("--run-folder and --resume both name a run: leave one of them out.")
         if trust_checkpoint and resume is None:
             raise LaunchError("--trust-checkpoint is about the checkpoints of a run: it needs --resume RUN.")
         if launch is None and asked:
@@ -101,19 +134,17 @@ def train(
             leave_messages_to(launcher)
         elif not environment.is_worker() or environment.world().rank == 0:
             tell_messages(as_json)
-        trained = start(
-            loaded,
-            resume,
-            launch=launch,
-            options=asked,
-            allow_code=allow_code or (),
-            trust_checkpoint=trust_checkpoint,
-            arguments=sys.argv[1:],
-        )
+        how: dict[str, Any] = {
+            "launch": launch, "options": asked, "allow_code": allow_code or (), "arguments": sys.argv[1:],
+        }  # fmt: skip
+        if run_folder is not None and loaded is not None:
+            trained = start_at(run_folder.resolve(), loaded, **how)
+        else:
+            trained = start(loaded, resume, trust_checkpoint=trust_checkpoint, **how)
         if trained is None:  # it is told on the first machine
             return
         if trained.status != "finished":
-            raise KeyboardInterrupt  # which every process ends with
+            raise requests.ending()  # which every process ends with
         if environment.world().rank == 0 and not environment.is_worker():
             _tell(trained.folder, as_json)
 

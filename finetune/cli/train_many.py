@@ -44,7 +44,7 @@ def train_many(
     from finetune.training.many import start_many
     from finetune.training.variants import recipes_of
 
-    with signals.listening():
+    with signals.listening() as requests:
         names, recipes = recipes_of(words or [], variants, resumes=bool(resume))
         tell_messages(as_json)
         outcomes = start_many(
@@ -65,7 +65,7 @@ def train_many(
     if any(outcome.status == "failed" for outcome in outcomes):
         raise typer.Exit(FinetuneError.exit_code)
     if any(outcome.status != "finished" for outcome in outcomes):
-        raise KeyboardInterrupt
+        raise requests.ending()
 
 
 def _as_json(outcome: Any) -> dict[str, Any]:

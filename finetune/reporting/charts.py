@@ -69,7 +69,7 @@ class RunChart:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ChartSpec:
     """Which metrics a chart draws, and how it is called."""
 
     title: str
@@ -79,15 +79,15 @@ class Drawn:
 
 
 DRAWN = (
-    Drawn("Loss", "nats per supervised token", ("train/loss", "eval/loss")),
-    Drawn(
+    ChartSpec("Loss", "nats per supervised token", ("train/loss", "eval/loss")),
+    ChartSpec(
         "Learning rate",
         "",
         ("train/learning_rate", "train/learning_rate_lora_b", "train/learning_rate_embeddings"),
     ),
-    Drawn("Gradient norm", "L2, before clipping", ("train/gradient_norm",)),
-    Drawn("Speed", "tokens a second", ("train/tokens_per_second",)),
-    Drawn("Memory", "GB, peak", ("system/memory_bytes",), GIGA),
+    ChartSpec("Gradient norm", "L2, before clipping", ("train/gradient_norm",)),
+    ChartSpec("Speed", "tokens a second", ("train/tokens_per_second",)),
+    ChartSpec("Memory", "GB, peak", ("system/memory_bytes",), GIGA),
 )
 NOT_DRAWN = frozenset({"train/epoch", "train/supervised_tokens", "eval/perplexity"})
 """What the step says too, or the loss."""
@@ -99,12 +99,12 @@ def charts_of(runs: Sequence[tuple[str, dict[str, Points]]]) -> list[RunChart]:
     others = dict.fromkeys(
         name for _, points in runs for name in points if name not in named and not name.startswith("final/")
     )
-    everything = (*DRAWN, *(Drawn(name, "", (name,)) for name in others))
+    everything = (*DRAWN, *(ChartSpec(name, "", (name,)) for name in others))
     made = (_chart(drawn, list(_curves(drawn, runs))) for drawn in everything)
     return [chart for chart in made if chart is not None][:MOST_CHARTS]
 
 
-def _curves(drawn: Drawn, runs: Sequence[tuple[str, dict[str, Points]]]) -> Iterator[RunCurve]:
+def _curves(drawn: ChartSpec, runs: Sequence[tuple[str, dict[str, Points]]]) -> Iterator[RunCurve]:
     """In the colours of the runs; of one run alone in the colours of its metrics."""
     several = sum(any(len(points.get(metric, ())) for _, points in runs) for metric in drawn.metrics) > 1
     for number, (run, points) in enumerate(runs):
@@ -122,7 +122,7 @@ def _curves(drawn: Drawn, runs: Sequence[tuple[str, dict[str, Points]]]) -> Iter
 LABELS = {"train/loss": "training", "eval/loss": "evaluation"}
 
 
-def _chart(drawn: Drawn, curves: list[RunCurve]) -> RunChart | None:
+def _chart(drawn: ChartSpec, curves: list[RunCurve]) -> RunChart | None:
     if not curves:
         return None
     values = np.concatenate([curve.points.values for curve in curves])

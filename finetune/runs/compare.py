@@ -3,11 +3,14 @@ likely first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from finetune.errors import CheckpointError
 from finetune.recipe.load import leaves
 from finetune.recipe.lock import Lock
 from finetune.recipe.reading.tree import dotted
+from finetune.recipe.schema import Recipe
 
 METRICS = (
     "evaluation_loss", "evaluation_loss_before", "train_loss", "best_step", "steps", "tokens",
@@ -45,6 +48,9 @@ WITHOUT_EFFECT = (
 )
 """Recipe values that change no number of a run."""
 
+MOST_NAMED = 5
+"""Keys in which two recipes differ."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -79,6 +85,20 @@ def compare(first: Lock, second: Lock, summaries: tuple[dict[str, Any], dict[str
     order = [group for group, _ in GROUPS]
     found = sorted(_differences(first, second), key=lambda difference: order.index(difference.group))
     return Comparison(metrics, found)
+
+
+def refuse_another_recipe(run: Path, lock: Lock, recipe: Recipe) -> None:
+    """Raises CheckpointError where a run was started with another recipe than this, naming what differs."""
+    if recipe == lock.recipe:
+        return
+    then, now = (dict(flattened(one.model_dump(mode="json"))) for one in (lock.recipe, recipe))
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    raise CheckpointError(
+        f"the recipe differs from the one that {run} was started with, in "
+        f"{', '.join(names[:MOST_NAMED])}{more}. Leave it out (finetune train --resume RUN goes by the run's "
+        "own), change it back, or start a new run."
+    )
 
 
 def is_metric(name: str) -> bool:

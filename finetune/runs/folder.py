@@ -13,6 +13,7 @@ RUN/
   summary.json       the outcome, for lists
   run.log            what was printed
   logs/rank-N.log    what the processes beside the main one had to say
+  job/               what a cluster was given to run, and what its nodes printed
   .running           while it trains: locked by the process that does
 
 What others may read is adapter/, model/ and merged/, by the umask; the rest is private (see data_prep.disk).
@@ -56,12 +57,13 @@ RUNNING = ".running"
 VALUES = "document_values.safetensors"
 ANSWERS = "answers.jsonl"
 """Answers that were learned from, with their rewards."""
+JOB = "job"
 WANDB = "wandb"
 """wandb's own folder, in which it has links."""
 OWN_NAMES = frozenset({
     LOCK, "adapter", "adapter.failed", "model", "model.failed", "merged", "checkpoints", "metrics.jsonl",
     "samples.jsonl", "data.json", "plan.json", "summary.json", "run.log", "logs", WANDB, "tensorboard",
-    "predictions", RUNNING, VALUES, ANSWERS,
+    "predictions", RUNNING, VALUES, ANSWERS, JOB,
 })  # fmt: skip
 """What may stand in a run folder; `finetune runs rm` deletes nothing else."""
 
@@ -242,6 +244,29 @@ def make_run(path: Path) -> RunFolder:
     run = RunFolder(path)
     make_private(run.checkpoints)
     return run
+
+
+@contextmanager
+def run_folder_at(path: Path) -> Iterator[RunFolder]:
+    """The run folder at this very path, made where nothing is there; after an error in which no run began it
+    is as it was. Raises LaunchError where something else is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run, made = make_run(path), True
+    except FileExistsError:
+        run, made = RunFolder(path), False
+        strange = sorted(child.name for child in path.iterdir() if child.name not in OWN_NAMES)
+        if strange or not run.checkpoints.is_dir():
+            raise LaunchError(
+                f"{path} is there, and no run folder ({', '.join(strange[:3]) or 'no checkpoints folder'}): "
+                "name a folder that is not there, or a run's."
+            ) from None
+    try:
+        yield run
+    except BaseException:
+        if made and not is_run(path):
+            shutil.rmtree(path)
+        raise
 
 
 def open_run(path: Path) -> RunFolder:

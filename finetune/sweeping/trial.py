@@ -12,6 +12,7 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
+from finetune import signals
 from finetune.errors import NotFiniteError, RecipeError
 from finetune.recipe.load import LoadedRecipe, load_recipe
 from finetune.recipe.lock import read_lock
@@ -146,7 +147,7 @@ def train_run(
             if not run.summary_path.exists():
                 shutil.rmtree(path)
     if trained is None or (trained.status != "finished" and "stopped_because" not in run.read_summary()):
-        raise KeyboardInterrupt
+        raise signals.ending()
 
 
 def result_of(run: RunFolder, metrics: Sequence[str]) -> list[float]:

@@ -20,6 +20,7 @@ from finetune.errors import CheckpointError
 from finetune.recipe.lock import CURRENT_RULES, Lock, Rules, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.tracking import tracked, tracker_id
+from finetune.runs.compare import refuse_another_recipe
 from finetune.runs.folder import RunFolder, create_run, open_run
 from finetune.runs.further import command_to_train_further
 from finetune.training import build
@@ -143,11 +144,8 @@ def resume(
             )
         if lock.rules != CURRENT_RULES:
             logger.info(f"this run continues by the rules of the version that started it: {lock.rules}")
-        if recipe is not None and recipe != lock.recipe:
-            raise CheckpointError(
-                f"the recipe differs from the one that {run.path} was started with. Leave it out, or start a "
-                "new run."
-            )
+        if recipe is not None:
+            refuse_another_recipe(run.path, lock, recipe)
         inputs = build.build_inputs(lock.recipe, rules=lock.rules, allow_code=allow_code)
         inputs = replace(inputs, member=member)
         now = make_lock(lock.recipe, inputs, lock.command, lock.tracker_id)
@@ -226,5 +224,5 @@ def _deferring(requests: signals.Requests, group: Group) -> Iterator[None]:
     with requests.deferring():
         with contact(group):
             if group.any(requests.stop is not None):
-                raise KeyboardInterrupt
+                raise requests.ending()
         yield

@@ -4,7 +4,7 @@ itself."""
 import logging
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,8 @@ from finetune.recipe.lock import read_lock
 from finetune.recipe.rules.packages import check_packages
 from finetune.recipe.schema import Recipe
 from finetune.runs.commands import shell_command
-from finetune.runs.folder import is_run, open_run
+from finetune.runs.compare import refuse_another_recipe
+from finetune.runs.folder import is_run, open_run, run_folder_at
 from finetune.training.watching import Watcher
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def start(
     `options` are those of finetune.engines.launch.check.plan_launch. `arguments` are the words behind
     `finetune` that say this on a command line, for the lock and for processes to be started with; made from
     the rest where they are None. `folder`, which is there (make_run), becomes the run's; `watcher` sees its
-    evaluations, and may stop it: both are for a training in this process.
+    evaluations, and may stop it, in a training in this process.
     """
     allowed = frozenset(allow_code)
     words = (
@@ -74,8 +75,8 @@ def start(
         if plan is not None:
             from finetune.engines.launch.start import launched
 
-            folder = launched(plan, loaded, resumed, words)
-            return None if folder is None else Trained(folder, str(open_run(folder).outcome()["status"]))
+            ended = launched(plan, loaded, resumed, words, folder)
+            return None if ended is None else Trained(ended, str(open_run(ended).outcome()["status"]))
     with alone():
         return _train_here(
             loaded,
@@ -86,6 +87,28 @@ def start(
             folder=folder,
             watcher=watcher,
         )
+
+
+def start_at(path: Path, loaded: LoadedRecipe, **options: Any) -> Trained | None:
+    """Train a recipe in this very run folder, or continue the run that is there: the same call, made again,
+    goes on where it was, and does nothing once the run is finished. `options` are those of `start`.
+
+    Raises CheckpointError where the run is another recipe's, LaunchError where the folder is no run's.
+    """
+    if is_run(path):
+        run = open_run(path)
+        refuse_another_recipe(path, read_lock(run.lock_path), loaded.recipe)
+        if run.finished:
+            logger.info(f"{path} is finished: nothing is left to do")
+            return Trained(path, "finished")
+        return start(loaded, path, **options)
+    beside_the_first = (
+        environment.is_worker()
+        or (environment.has_company() and environment.world().rank > 0)
+        or options["options"].get("node_rank", 0) > 0
+    )
+    with nullcontext() if beside_the_first else run_folder_at(path):
+        return start(loaded, None, folder=path, **options)
 
 
 @contextmanager

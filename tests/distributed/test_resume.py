@@ -50,7 +50,7 @@ def test_another_number_of_processes_goes_on(
     script.write_text(INTERRUPT)
     launcher = ["--launch", engine, "--processes"]
     if before == 1:
-        train(train=steps, command=[sys.executable, str(script)], code=130)
+        train(train=steps, command=[sys.executable, str(script)], code=75)
     else:
         # The launcher starts `-m finetune`: a package of that name, found first, stands in for the
         # interruption.

@@ -201,11 +201,11 @@ def last_step(run: RunFolder) -> int:
 def test_a_signal_before_the_first_step_leaves_nothing(
     train: Train, tmp_path: Path, environment: dict[str, str], name: str, seconds: float
 ) -> None:
-    """Whenever it comes, the launch ends with 130, and leaves no run folder that has no checkpoint."""
+    """Whenever it comes, the launch ends with 75, and leaves no run folder that has no checkpoint."""
     launch = start_launch(recipe_of(train, tmp_path, 100_000), environment)
     time.sleep(seconds)
     launch.send_signal(getattr(signal, name))
     stdout, stderr = launch.communicate(timeout=60)
-    assert launch.returncode == 130, stdout + stderr
+    assert launch.returncode == 75, stdout + stderr
     left = list((tmp_path / "runs").glob("*"))
     assert not left or list(left[0].glob("checkpoints/*/complete.json"))

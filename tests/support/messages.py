@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -37,5 +38,17 @@ def sending(moments: dict[str, list[signal.Signals]]) -> Callable[[str], None]:
         for beginning in [known for known in moments if line.startswith(known)]:
             for name in moments.pop(beginning):
                 os.kill(os.getpid(), name)
+
+    return say
+
+
+def slow_after(beginning: str, name: signal.Signals, seconds: float = 60) -> Callable[[str], None]:
+    """What sends this process a signal when a line begins so, and then takes its time, as a long step does."""
+    send = sending({beginning: [name]})
+
+    def say(line: str) -> None:
+        send(line)
+        if line.startswith(beginning):
+            time.sleep(seconds)
 
     return say

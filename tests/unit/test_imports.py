@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
     "cli", "conversion", "recipe", "engines", "models", "data", "generation", "training", "engines.launch",
     "evaluation", "merging", "runs", "planning", "quickstart", "scoring", "self_test", "objectives", "exporters", "exporting",
-    "machine", "pruning", "hub", "reporting", "serving", "sweeping", "data_prep",
+    "machine", "pruning", "hub", "reporting", "serving", "sweeping", "data_prep", "clusters",
 })  # fmt: skip
 
 # Parts of data_prep that need the standard library only.
@@ -68,6 +68,7 @@ ARROWS: dict[str, frozenset[str]] = {
             "data_prep.text",
         }
     ),
+    "clusters": frozenset({"engines", "engines.launch", "models.sizes", "planning", "recipe", "runs"}),
     "engines.launch": DISK | {"engines", "recipe", "runs", "models.device"},
     "training": frozenset({"engines", "engines.launch", "models", "objectives", "data", "generation"})
     | {"evaluation", "hub", "planning", "runs", "scoring", "recipe", "data_prep"},

@@ -20,12 +20,21 @@ def send(name: signal.Signals) -> None:
     os.kill(os.getpid(), name)
 
 
+def send_twice_and_wait(seconds: float) -> None:
+    """A stop, as launchers repeat it, in the midst of something long."""
+    send(signal.SIGTERM)
+    send(signal.SIGTERM)
+    time.sleep(seconds)
+
+
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_before_there_is_anything_to_save_a_stop_is_the_end(name: signal.Signals) -> None:
-    """Such a signal is a KeyboardInterrupt; a second one, while what was begun is taken back, is not."""
+    """Such a signal ends what runs, with its own exit code; a second one, while what was begun is taken back,
+    doesn't."""
     with signals.listening() as requests:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(signals.Stopped):
             send(name)
+        assert signals.exit_code() == 75
         send(name)
         send(signal.SIGTERM)
         assert requests.stop == name
@@ -58,6 +67,38 @@ def test_a_deferred_stop_waits_and_is_the_first_one() -> None:
         assert said == ["SIGUSR1: finishing this step and saving a checkpoint (Ctrl-C again to stop at once)"]
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
+
+
+def test_ctrl_c_ends_as_ctrl_c() -> None:
+    """It is no scheduler's signal, also where it comes after one."""
+    with signals.listening():
+        with pytest.raises(KeyboardInterrupt) as raised:
+            send(signal.SIGINT)
+        assert not isinstance(raised.value, signals.Stopped)
+        assert signals.exit_code() == 130
+
+
+def test_a_stop_that_takes_too_long_ends_at_once() -> None:
+    """When the seconds of grace are over the step is broken off; without a request their clock never runs."""
+    said: list[str] = []
+    started = time.monotonic()
+    with hearing(said.append), signals.listening(0.2) as requests, requests.deferring():
+        time.sleep(0.3)
+        with pytest.raises(signals.Stopped):
+            send_twice_and_wait(10)
+    assert time.monotonic() - started < 5
+    assert said[1:] == [
+        "warning: the 0.2 seconds of --grace-seconds are over: stopping at once, without another checkpoint"
+    ]
+
+
+def test_a_stop_in_time_is_no_longer_watched() -> None:
+    """The clock ends with the listening, and SIGALRM is what it was."""
+    before = signal.getsignal(signal.SIGALRM)
+    with signals.listening(0.1) as requests, requests.deferring():
+        send(signal.SIGTERM)
+    time.sleep(0.2)
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_saving_is_asked_for_once() -> None:

@@ -28,10 +28,7 @@ def plan_launch(
     config = find_config(name)
     total, machines = processes or config.processes, nodes or config.machines
     rank = config.machine_rank if node_rank is None else node_rank
-    if not config.engine.several and total > 1:
-        raise LaunchError(f"--launch {name} is one process; for {total} take ddp, zero1 to zero3 or fsdp2.")
-    if total % machines:
-        raise LaunchError(f"--processes counts all machines: {total} is not divisible by --nodes {machines}.")
+    check_split(config, total, machines)
     if not 0 <= rank < machines:
         raise LaunchError(f"--node-rank: got {rank}, expected 0 to {machines - 1} with --nodes {machines}.")
     if machines == 1 and rendezvous is not None:
@@ -52,22 +49,39 @@ def plan_launch(
     return Launch(config, total, machines, rank, address, max_restarts, timeout_minutes)
 
 
+def check_split(config: LaunchConfig, processes: int, machines: int) -> None:
+    """Raises LaunchError where so many processes can't be started so, or not on so many machines."""
+    if not config.engine.several and processes > 1:
+        raise LaunchError(
+            f"--launch {config.name} is one process; for {processes} take ddp, zero1 to zero3 or fsdp2."
+        )
+    if processes % machines:
+        raise LaunchError(
+            f"--processes counts all machines: {processes} is not divisible by --nodes {machines}."
+        )
+
+
 def check_launch(launch: Launch, recipe: Recipe) -> None:
-    """Raises LaunchError where this recipe can't be trained so, with the reason and the nearest way that
-    can."""
-    engine, train = launch.config.engine, recipe.train
+    """Raises LaunchError where this recipe can't be trained so here."""
+    check_recipe(launch.config, launch.processes, recipe)
+    launch.config.engine.check_installed()
+
+
+def check_recipe(config: LaunchConfig, processes: int, recipe: Recipe) -> None:
+    """Raises LaunchError where this recipe can't be trained so, on whatever machine, with the reason and the
+    nearest way that can."""
+    engine, train = config.engine, recipe.train
     method = method_of(recipe.adapter)
     why = engine.refusal(method, train.precision)
     if why is not None:
-        raise LaunchError(f"{method} with --launch {launch.config.name}: {why.reason}. Take {why.nearest}.")
+        raise LaunchError(f"{method} with --launch {config.name}: {why.reason}. Take {why.nearest}.")
     problem = engine.problem(recipe)
     if problem is not None:
-        raise LaunchError(f"--launch {launch.config.name} can't be used with {problem}")
-    uneven = train.uneven_over(launch.processes)
+        raise LaunchError(f"--launch {config.name} can't be used with {problem}")
+    uneven = train.uneven_over(processes)
     if uneven is not None:
         raise LaunchError(uneven)
-    refuse_otherwise(launch.config, recipe, launch.processes, launch.config.name)
-    engine.check_installed()
+    refuse_otherwise(config, recipe, processes, config.name)
 
 
 def refuse_otherwise(config: LaunchConfig, recipe: Recipe, processes: int, where: str) -> None:

@@ -11,12 +11,15 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch.distributed import DistError, HashStore, PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from finetune.engines.launch.addresses import Address
+from finetune.engines.launch.shared_folder import check_shared
 from finetune.errors import LaunchError
 
 NAME = "finetune"
@@ -29,15 +32,23 @@ class Meeting(RendezvousHandler):
     """torch's agent asks it, before it starts its processes and each time that it starts them again."""
 
     def __init__(
-        self, address: Address | None, machines: int, rank: int, *, minutes: float, stopped: threading.Event
+        self,
+        address: Address | None,
+        machines: int,
+        rank: int,
+        *,
+        minutes: float,
+        stopped: threading.Event,
+        folder: Path | None,
     ):
-        self.address, self.machines, self.rank = address, machines, rank
+        """`folder` is the run's, on machine 0."""
+        self.address, self.machines, self.rank, self.folder = address, machines, rank, folder
         self.minutes, self.stopped = minutes, stopped
         self.store: Store | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
         """The store that the machines share, once all of them are there. Raises LaunchError where they don't
-        come."""
+        come, or don't share the run folder."""
         if self.stopped.is_set():
             raise LaunchError("the processes are not started: a signal asked for the end")
         if self.address is None:
@@ -72,6 +83,7 @@ class Meeting(RendezvousHandler):
             lambda: store.add(JOINED, 0) >= self.machines,
             f"not all of {self.machines} machines came",
         )
+        check_shared(store, self.folder, self.rank, self.machines, partial(self._until, deadline))
         return store
 
     def _until(self, deadline: float, attempt: Callable[[], Any], problem: str) -> Any:

@@ -61,6 +61,8 @@ class Failure:
     exit_code: int
     """Negative: the signal that killed it."""
     message: str
+    lost: bool = False
+    """Whether all that it knows is that another process is gone."""
 
     def text(self, log: Path | None) -> str:
         """What a person is told."""
@@ -98,8 +100,9 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     stopped = threading.Event()
     meeting = Meeting(
-        launch.rendezvous, launch.nodes, launch.node_rank, minutes=launch.timeout_minutes, stopped=stopped
-    )
+        launch.rendezvous, launch.nodes, launch.node_rank, minutes=launch.timeout_minutes, stopped=stopped,
+        folder=run,
+    )  # fmt: skip
     rendezvous_handler_registry.register(NAME, _given)
     agent = AgentConfig(
         min_nodes=launch.nodes,
@@ -133,11 +136,11 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
         said.finish()
     (error,) = outcome
     if killed:
-        raise KeyboardInterrupt
+        raise requests.ending()
     if isinstance(error, ChildFailedError):
         return first_failure(error.failures)
     if requests.stop is not None and isinstance(error, LaunchError):
-        raise KeyboardInterrupt
+        raise requests.ending()
     if error is not None:
         raise error if isinstance(error, LaunchError) else LaunchError(_reason(error)) from error
     return None
@@ -170,7 +173,8 @@ def _pass_signals_on(
     """Until the agent has ended: each process is told to stop once, those that are started later too; what
     the main one says is logged.
 
-    Whether they were killed in the midst of a step, by Ctrl-C after a first signal.
+    Whether they were killed in the midst of a step, by Ctrl-C after a first signal or because they took too
+    long after it.
     """
 
     def tell(workers: "list[psutil.Process]", asked: signal.Signals) -> None:
@@ -237,7 +241,8 @@ def first_failure(failures: dict[int, Any]) -> Failure:
 
     rank = min(failures, key=order)
     failure = failures[rank]
-    return Failure(rank, failure.exitcode, str(failure.message) if Path(failure.error_file).is_file() else "")
+    message = str(failure.message) if Path(failure.error_file).is_file() else ""
+    return Failure(rank, failure.exitcode, message, lost=bool(failure.error_file_data.get("lost")))
 
 
 @contextmanager

@@ -128,6 +128,7 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
         ("raise CheckFailed('too far apart')", 3, "error: too far apart"),
         ("raise DataError('row 3')", 2, "error: row 3"),
         ("raise KeyboardInterrupt", 130, ""),
+        ("raise Stopped", 75, ""),
         ("open('/dev/null/x', 'w')", 2, "error: /dev/null/x: Not a directory"),
         ("raise OSError('of no file')", 1, "this is a bug of finetune"),
         ("raise ZeroDivisionError('oh')", 1, "this is a bug of finetune"),
@@ -138,7 +139,7 @@ def test_errors_become_exit_codes(tmp_path: Path, body: str, code: int, words: s
     script = tmp_path / "run.py"
     script.write_text(
         "import sys, types\nfrom data_prep.errors import DataError\nfrom finetune.cli import app\n"
-        "from finetune.errors import CheckFailed, FinetuneError\n"
+        "from finetune.errors import CheckFailed, FinetuneError\nfrom finetune.signals import Stopped\n"
         f"def fail() -> None:\n    '''Fail.'''\n    {body}\n"
         "module = types.ModuleType('finetune.cli.fail')\nmodule.fail = "
         "fail\nsys.modules['finetune.cli.fail'] = module\n"
