@@ -97,7 +97,7 @@ def finetune(tmp_path: Path) -> Finetune:
 
     def run(*arguments: str, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         # A user has every core; one thread is for the tiny matrices inside the tests' own process.
-        variables = {"TRACKIO_DIR": str(tmp_path / "trackio"), "OMP_NUM_THREADS": None}
+        variables = {"TRACKIO_DIR": str(tmp_path / "trackio")}
         result = run_process(*arguments, cwd=tmp_path, environment=variables, **options)
         assert result.returncode == code, (
             f"{arguments} gave {result.returncode}:\n{result.stdout}\n{result.stderr}"

@@ -68,7 +68,7 @@ def spread_of(asked: Asked, settings: Settings, recipe: Recipe) -> Spread:
     processes = asked.processes or nodes * (settings.gpus or 1)
     if config is None and processes > 1:
         raise LaunchError(
-            f"--launch NAME says how {processes} processes train together, such as ddp or fsdp2."
+            f"--launch NAME says how {processes} processes train together: finetune doctor --matrix."
         )
     if config is not None:
         check_split(config, processes, nodes)

@@ -138,7 +138,10 @@ def test_a_run_without_its_result_is_finished(
         pytest.param(
             "fsdp2", {"adapter": {"modules_to_save": ["lm_head"]}}, "lm_head", marks=pytest.mark.long
         ),
-        ("zero3", {"adapter": {"modules_to_save": ["lm_head"]}}, "lm_head"),
+        # DeepSpeed compiles an operation of its own for this one.
+        pytest.param(
+            "zero3", {"adapter": {"modules_to_save": ["lm_head"]}}, "lm_head", marks=pytest.mark.long
+        ),
     ],
 )
 def test_what_is_saved_beside_lora_is_whole(
