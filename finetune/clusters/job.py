@@ -68,7 +68,8 @@ def spread_of(asked: Asked, settings: Settings, recipe: Recipe) -> Spread:
     processes = asked.processes or nodes * (settings.gpus or 1)
     if config is None and processes > 1:
         raise LaunchError(
-            f"--launch NAME says how {processes} processes train together: finetune doctor --matrix."
+            f"{processes} processes need --launch NAME, which says how they train together; finetune doctor "
+            "--matrix has the names."
         )
     if config is not None:
         check_split(config, processes, nodes)

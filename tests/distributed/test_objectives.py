@@ -20,7 +20,7 @@ raise SystemExit(run())
 
 
 @pytest.mark.parametrize(
-    "engine", ["fsdp2", *(pytest.param(name, marks=pytest.mark.long) for name in ("ddp", "zero3"))]
+    "engine", ["ddp", *(pytest.param(name, marks=pytest.mark.long) for name in ("fsdp2", "zero3"))]
 )
 def test_another_objective_trains_on_two_processes(
     train: Train, tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch

@@ -248,7 +248,10 @@ def test_two_processes_train_the_same(run: finetune.Run, recipe: Path) -> None:
         finetune.train(recipe, processes=2)
 
 
-@pytest.mark.parametrize(("ctrl_c", "statuses"), [(1, {"stopped"}), (2, {"stopped", "interrupted"})])
+@pytest.mark.parametrize(
+    ("ctrl_c", "statuses"),
+    [(1, {"stopped"}), pytest.param(2, {"stopped", "interrupted"}, marks=pytest.mark.long)],
+)
 def test_a_stop_reaches_the_processes_of_the_run_alone(recipe: Path, ctrl_c: int, statuses: set[str]) -> None:
     """Ctrl-C stops two launched processes, a second one at once; another child of the program goes on."""
     other = subprocess.Popen(["sleep", "600"])

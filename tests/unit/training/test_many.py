@@ -251,7 +251,7 @@ print([outcome.status for outcome in outcomes])
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_runs_resume_together_bit_for_bit(
     make_recipe: MakeRecipe, tmp_path: Path, end: signal.Signals
 ) -> None:

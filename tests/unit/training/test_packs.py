@@ -166,7 +166,12 @@ STREAMED = {"streaming": {"buffer_rows": 16}, "evaluation": None}
 
 
 @pytest.mark.parametrize(
-    "data", [PACKED, STREAMED, STREAMED | PACKED], ids=["packs", "stream", "stream of packs"]
+    "data",
+    [
+        pytest.param(PACKED, id="packs", marks=pytest.mark.long),
+        pytest.param(STREAMED, id="stream", marks=pytest.mark.long),
+        pytest.param(STREAMED | PACKED, id="stream of packs"),
+    ],
 )
 def test_a_killed_run_resumes_bit_for_bit(
     make_recipe: MakeRecipe, tmp_path: Path, data: dict[str, Any]

@@ -75,7 +75,7 @@ def test_a_second_run_never_overwrites_the_first(make_recipe: MakeRecipe) -> Non
     ]
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_an_interrupted_run_resumes_bit_for_bit(make_recipe: MakeRecipe, end: signal.Signals) -> None:
     """With LoRA dropout, a run killed after step 4 (kill -9, or Ctrl-C) and resumed ends in the uninterrupted
     run's adapter."""
