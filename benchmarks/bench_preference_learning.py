@@ -41,11 +41,12 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--pairs", type=int, default=320, help="to train on; three times as many for a reward model"
+        "--pairs", type=int, default=320, help="to train on; of a reward model three times as many, twice"
     )
     parser.add_argument("--base", type=Path, help="a model folder in place of SmolLM2-135M")
     parser.add_argument("--real", type=Path, help="a file of pairs")
     parser.add_argument("--no-job", action="store_true")
+    parser.add_argument("--supervised-epochs", type=int, default=1, help="of the job's 96 rows")
     asked = parser.parse_args()
     base = quickstart_base() if asked.base is None else str(asked.base)
     with tempfile.TemporaryDirectory() as name:
@@ -58,7 +59,7 @@ def main() -> None:
         if asked.real is not None:
             real(asked.real, base, folder)
         if not asked.no_job:
-            job(base, folder)
+            job(base, folder, asked.supervised_epochs)
 
 
 def question(draw: random.Random) -> tuple[str, str, str]:
@@ -99,7 +100,8 @@ def recipe_of(
             "max_length_tokens": 96,
         },
         "train": {
-            "learning_rate": 5e-4 if kind == "reward" else 2e-4, "epochs": 1, "global_batch_size": 16,
+            "learning_rate": 5e-4 if kind == "reward" else 2e-4,
+            "epochs": 2 if kind == "reward" else 1, "global_batch_size": 16,
             "micro_batch_size": 16, "seed": seed, "save_every": None, "evaluate_every": None,
             "rehearsal": False,
         },
@@ -168,7 +170,7 @@ def real(path: Path, base: Any, folder: Path) -> None:
     )
 
 
-def job(model: Any, folder: Path) -> None:
+def job(model: Any, folder: Path, epochs: int) -> None:
     """A supervised run, and DPO from there; both merged, by exact match of what they answer."""
     draw, rows, near = random.Random(3), list[dict[str, str]](), list[dict[str, str]]()
     for index in range(700):
@@ -197,7 +199,8 @@ def job(model: Any, folder: Path) -> None:
     base = recipe_of("supervised", 0, supervised, held_out, model, folder) | {"evaluate": asked["evaluate"]}
     base["data"] |= asked["data"]
     supervised_recipe = file_of(base, "supervised", folder)
-    first = finetune.train(supervised_recipe, ["train.learning_rate=5e-4", "evaluate.metrics=[]"])
+    started = ["train.learning_rate=5e-4", f"train.epochs={epochs}", "evaluate.metrics=[]"]
+    first = finetune.train(supervised_recipe, started)
     further = recipe_of("dpo", 0, pairs, None, model, folder, adapter={"continue_from": str(first.adapter)})
     further["objective"] = {"kind": "dpo", "supervised_weight": 0.2}
     second = finetune.train(file_of(further, "further", folder))
