@@ -126,6 +126,21 @@ def test_a_row_is_asked_its_own_prompt(asking: Asking) -> None:
     assert epoch == list(range(12))
 
 
+def test_rows_of_a_step_with_one_prompt_have_answers_of_their_own(asking: Asking, tmp_path: Path) -> None:
+    """However the step is cut: the second row's are not the first row's once more."""
+    rows = [{"prompt": "number?", "completion": f"it is {index}"} for index in range(8)]
+    (tmp_path / "same.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": [{"path": str(tmp_path / "same.jsonl"), "format": "prompt_completion"}]}
+    drawn = []
+    for size in (1, 4):
+        trainer = trainer_of(asking(data=data, train={"micro_batch_size": size}), Path("unused"))
+        _first_step(trainer)
+        groups = [group for groups in trainer.rollouts.micro_batches for group in groups]
+        drawn.append([[tuple(one.token_ids) for one in group] for group in groups])
+    assert len({answer for group in drawn[0] for answer in group}) == 4 * 6
+    assert drawn[0] == drawn[1]
+
+
 def _first_step(trainer: Any) -> list[dict[str, Any]]:
     asked = [batch for batch, _ in zip(trainer.feed, range(trainer.feed.batching.accumulation), strict=False)]
     found: list[dict[str, Any]] = trainer.rollouts.answered(asked)
