@@ -190,6 +190,7 @@ def sample_rows(
     identity = {
         "model": fingerprint_of(target), "prompts": _hash_of(questions), "precision": precision.name,
         "scores": {name: section.model_dump(mode="json") for name, section in table.items()},
+        "judges": scoring.identity,
         "options": {key: value for key, value in asdict(options).items() if key not in CHOOSING},
     }  # fmt: skip
     partial = Partial(output.with_name(output.name + PARTIAL), identity)
@@ -223,16 +224,27 @@ def sample_rows(
     provenance = {"model": target.description, "seed": options.seed, "temperature": options.temperature}
     found, rows = _choose(questions, partial.answers, options, provenance, str(output))
     if not rows:
-        raise FinetuneError(
-            f"nothing is kept of {found.answers:,} answers: {found.cut:,} were cut at --max-new-tokens or at "
-            f"the base's last position, {found.empty:,} are empty, and the best of the others scores "
-            f"{found.highest:g}. The scored "
-            f"answers are in {partial.path}; with another --keep or --at-least the same command goes on from "
-            "them."
-        )
+        raise FinetuneError(_why_nothing(found, partial.path))
     write_entries(output, rows)
     partial.path.unlink()
     return found
+
+
+def _why_nothing(found: SampledRows, partial: Path) -> str:
+    """Why no row is kept, and what to change."""
+    what = (
+        f"nothing is kept of {found.answers:,} answers: {found.cut:,} were cut at --max-new-tokens or at the "
+        f"base's last position, {found.empty:,} are empty, and "
+    )
+    if math.isnan(found.highest):
+        return (
+            f"{what}no other is left. Give more --max-new-tokens, or a model that ends its answers, and "
+            f"remove {partial}, which has these."
+        )
+    return (
+        f"{what}the best of the others scores {found.highest:g}. The scored answers are in {partial}; with "
+        "another --keep or --at-least the same command goes on from them."
+    )
 
 
 CHOOSING = ("keep", "at_least", "rows_at_a_time")

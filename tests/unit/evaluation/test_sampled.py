@@ -1,5 +1,6 @@
 """Answers to a recipe's prompts, scored, and kept by rule."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -187,3 +188,28 @@ def test_nothing_that_is_kept_is_said(asking: Asking, tmp_path: Path) -> None:
     told = list[int]()
     assert sampled(recipe, output, progress=lambda done, of: told.append(done))
     assert told == []
+
+
+def test_answers_that_are_all_cut_need_others(asking: Asking, tmp_path: Path) -> None:
+    """No rule keeps any of them, which is said with what does."""
+    with pytest.raises(
+        FinetuneError, match=r"no other is left. Give more --max-new-tokens.* remove .*partial"
+    ):
+        sampled(asking(1), tmp_path / "out.jsonl", max_new_tokens=1)
+
+
+def test_scores_of_another_file_are_not_gone_on_from(asking: Asking, tmp_path: Path) -> None:
+    """A reward's file that changed in between scores otherwise."""
+    code, output = tmp_path / "own.py", tmp_path / "out.jsonl"
+    objective = {"kind": "grpo", "rewards": {"own": {"kind": "python", "code": str(code)}}}
+    allowed = list[str]()
+
+    def scored(sign: str, **options: Any) -> None:
+        code.write_text(f"def reward(prompt, answer, references):\n    return {sign}len(answer)\n")
+        allowed.append(hashlib.sha256(code.read_bytes()).hexdigest())
+        sampled(asking(objective=objective), output, allow_code=allowed, **options)
+
+    with pytest.raises(FinetuneError, match="nothing is kept"):
+        scored("-", at_least=1)
+    with pytest.raises(CheckpointError, match="holds answers of another model, other prompts, scores"):
+        scored("+")
