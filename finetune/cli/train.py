@@ -64,7 +64,9 @@ def train(
     grace_seconds: Annotated[
         float | None,
         typer.Option(
-            min=1, help="After a signal: how long step and checkpoint may take; no bound when absent."
+            min=1,
+            max=86400,
+            help="After a signal: how long step and checkpoint may take; no bound when absent.",
         ),
     ] = None,
     on: Annotated[

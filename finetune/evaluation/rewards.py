@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from data_prep.formats.python import load_code, require_allowed
+from data_prep.formats.python import code_sha256, load_code, require_allowed
 from finetune.errors import FinetuneError, ModelError
 from finetune.evaluation.predictions import with_answer
 from finetune.evaluation.sandbox.programs import exit_in, run_answers
 from finetune.evaluation.sandbox.runner import why_no_sandbox
 from finetune.evaluation.text_scores import rewards_of_examples
 from finetune.extras import refuse_without
-from finetune.generation.loading import load_ready
+from finetune.generation.loading import fingerprint_of, load_ready
 from finetune.models.device import Precision
 from finetune.objectives.reward import HEAD
 from finetune.recipe.rules.packages import check_metric_packages
@@ -60,6 +60,8 @@ class Rewards:
         check_metric_packages(
             [rewards.METRICS[own.kind] for own in table.values() if own.kind in rewards.METRICS]
         )
+        self.identity = _identity_of(table)
+        """What is outside of the recipe: of reward models their fingerprints, of users' files the SHA-256."""
         self._measures = {
             name: self._measure(f"{named}{name}", own, precision, allow_code) for name, own in table.items()
         }
@@ -133,6 +135,17 @@ class Rewards:
                 return "has a label, and the recipe names none: name them in evaluate.labels"
             self.labels.of_row(question)
         return None
+
+
+def _identity_of(table: Mapping[str, RewardSection]) -> dict[str, str]:
+    found = dict[str, str]()
+    for name, section in table.items():
+        if section.run is not None:
+            judge = fingerprint_of(resolve_target(section.run))
+            found |= {f"{name} {part}": value for part, value in judge.items()}
+        if section.code is not None:
+            found[f"{name} code"] = code_sha256(section.code)
+    return found
 
 
 def _has_no_number(text: str) -> bool:

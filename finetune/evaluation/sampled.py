@@ -9,18 +9,19 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from data_prep.chat.rendering import turn_of
-from data_prep.disk import append_own
 from data_prep.messages import Conversation, Example
 from data_prep.tokenizers.tokens import text_of
 from finetune.data import prepare_data
-from finetune.errors import CheckpointError, FinetuneError
+from finetune.errors import FinetuneError
 from finetune.evaluation.predictions import OnProgress, questions_of
 from finetune.evaluation.rewards import Rewards
+from finetune.evaluation.scored_answers import PARTIAL, Partial, ScoredAnswer
 from finetune.generation.loading import ModelTarget, fingerprint_of, load_ready
 from finetune.generation.sampler import sample
 from finetune.models.device import choose_precision
@@ -29,10 +30,9 @@ from finetune.objectives.grpo import GrpoOptions
 from finetune.recipe.rules.evaluation import labels_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.rewards import OWN_KEYS, RewardKind, RewardSection
-from finetune.runs.folder import whole_entries, write_entries
+from finetune.runs.folder import write_entries
 from finetune.scoring.measured import Prediction, Question
 
-PARTIAL = ".partial"
 PROMPTS_AT_A_TIME = 32
 """An interruption loses the answers to at most so many."""
 
@@ -67,6 +67,11 @@ def options_of(**given: Any) -> SampleOptions:
         raise FinetuneError(f"--n is {options.count}; expected at least 1.")
     if options.keep == "pairs" and options.count == 1:
         raise FinetuneError("--keep pairs compares the answers to a prompt; set --n to at least 2.")
+    for name, number in (("--temperature", options.temperature), ("--at-least", options.at_least)):
+        if number is not None and not math.isfinite(number):
+            raise FinetuneError(f"{name} is {number}; expected a finite number.")
+    if not options.top_p > 0:
+        raise FinetuneError(f"--top-p is {options.top_p:g}: nothing could be drawn; expected more than 0.")
     if not options.temperature > 0:
         raise FinetuneError(
             f"--temperature is {options.temperature:g}: all answers to a prompt would be the same one; "
@@ -91,31 +96,16 @@ def table_of(recipe: Recipe, kinds: Sequence[str] | None) -> tuple[dict[str, Rew
     for kind in kinds:
         if kind not in get_args(RewardKind):
             raise FinetuneError(f"--score {kind}: expected one of {', '.join(get_args(RewardKind))}.")
+        if kinds.count(kind) > 1:
+            raise FinetuneError(
+                f"--score {kind} is given twice; name it once (objective.rewards has weights)."
+            )
         if kind in OWN_KEYS:
             raise FinetuneError(
                 f"--score {kind} needs keys of its own ({', '.join(OWN_KEYS[kind])}): give it in the "
                 "recipe's objective.rewards."
             )
     return {kind: RewardSection.model_validate({"kind": kind}) for kind in kinds}, "--score "
-
-
-@dataclass(frozen=True)
-class ScoredAnswer:
-    """An answer, and what it is worth."""
-
-    number: int
-    """The first of its prompt is 1."""
-    text: str
-    score: float
-    """The weighted sum of the scores."""
-    scores: dict[str, float]
-    cut: str | None
-    """Where it was cut before its end; such an answer is never kept, and neither is an empty one."""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is one to learn from."""
-        return self.cut is None and bool(self.text.strip())
 
 
 @dataclass(frozen=True)
@@ -177,6 +167,8 @@ def sample_rows(
     """
     if output.exists():
         raise FinetuneError(f"--output {output} exists; name another file, or remove it.")
+    if not output.parent.is_dir():
+        raise FinetuneError(f"--output {output} can't be written: there is no folder {output.parent}.")
     if target.model.classifies:
         raise FinetuneError(f"{target.description} has a classification head, and answers nothing.")
     precision = choose_precision(recipe.train.precision)
@@ -190,78 +182,68 @@ def sample_rows(
     identity = {
         "model": fingerprint_of(target), "prompts": _hash_of(questions), "precision": precision.name,
         "scores": {name: section.model_dump(mode="json") for name, section in table.items()},
+        "judges": scoring.identity,
         "options": {key: value for key, value in asdict(options).items() if key not in CHOOSING},
     }  # fmt: skip
-    partial = Partial(output.with_name(output.name + PARTIAL), identity)
-    done = len(partial.answers)
-    for first in range(done, len(questions), PROMPTS_AT_A_TIME):
-        asked = questions[first : first + PROMPTS_AT_A_TIME]
-        drawn = sample(
-            model,
-            tokenizer,
-            [question.prompt_ids for question in asked],
-            count=options.count,
-            max_new_tokens=options.max_new_tokens,
-            batch_size=options.rows_at_a_time,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            min_p=options.min_p,
-            seed=options.seed,
+    beside = output.with_name(output.name + PARTIAL)
+    with closing(Partial(beside, identity, len(questions), options.count)) as partial:
+        done = len(partial.answers)
+        for first in range(done, len(questions), PROMPTS_AT_A_TIME):
+            asked = questions[first : first + PROMPTS_AT_A_TIME]
+            drawn = sample(
+                model,
+                tokenizer,
+                [question.prompt_ids for question in asked],
+                count=options.count,
+                max_new_tokens=options.max_new_tokens,
+                batch_size=options.rows_at_a_time,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                top_k=options.top_k,
+                min_p=options.min_p,
+                seed=options.seed,
+            )
+            answers = [
+                Prediction(question, (text_of(one.ids, tokenizer),), cuts=(one.cut,))
+                for question, own in zip(asked, drawn, strict=True)
+                for one in own
+            ]
+            values = iter(scoring.of(answers, [len(one.ids) for own in drawn for one in own]))
+            said = iter(answers)
+            for own in drawn:
+                partial.add(
+                    [_scored(number, next(said), next(values), table) for number, _ in enumerate(own, 1)]
+                )
+            if progress is not None:
+                progress(len(partial.answers), len(questions))
+        provenance = {"model": target.description, "seed": options.seed, "temperature": options.temperature}
+        found, rows = _choose(questions, partial.answers, options, provenance, str(output))
+        if not rows:
+            raise FinetuneError(_why_nothing(found, partial.path))
+        write_entries(output, rows)
+        partial.path.unlink()
+        return found
+
+
+def _why_nothing(found: SampledRows, partial: Path) -> str:
+    """Why no row is kept, and what to change."""
+    what = (
+        f"nothing is kept of {found.answers:,} answers: {found.cut:,} were cut at --max-new-tokens or at the "
+        f"base's last position, {found.empty:,} are empty, and "
+    )
+    if math.isnan(found.highest):
+        return (
+            f"{what}no other is left. Give more --max-new-tokens, or a model that ends its answers, and "
+            f"remove {partial}, which has these."
         )
-        answers = [
-            Prediction(question, (text_of(one.ids, tokenizer),), cuts=(one.cut,))
-            for question, own in zip(asked, drawn, strict=True)
-            for one in own
-        ]
-        values = iter(scoring.of(answers, [len(one.ids) for own in drawn for one in own]))
-        said = iter(answers)
-        for own in drawn:
-            partial.add([_scored(number, next(said), next(values), table) for number, _ in enumerate(own, 1)])
-        if progress is not None:
-            progress(len(partial.answers), len(questions))
-    provenance = {"model": target.description, "seed": options.seed, "temperature": options.temperature}
-    found, rows = _choose(questions, partial.answers, options, provenance, str(output))
-    if not rows:
-        raise FinetuneError(
-            f"nothing is kept of {found.answers:,} answers: {found.cut:,} were cut at --max-new-tokens or at "
-            f"the base's last position, {found.empty:,} are empty, and the best of the others scores "
-            f"{found.highest:g}. The scored "
-            f"answers are in {partial.path}; with another --keep or --at-least the same command goes on from "
-            "them."
-        )
-    write_entries(output, rows)
-    partial.path.unlink()
-    return found
+    return (
+        f"{what}the best of the others scores {found.highest:g}. The scored answers are in {partial}; with "
+        "another --keep or --at-least the same command goes on from them."
+    )
 
 
 CHOOSING = ("keep", "at_least", "rows_at_a_time")
 """Options that change nothing of what is drawn."""
-
-
-class Partial:
-    """The scored answers of the prompts so far, in a file of JSON lines."""
-
-    def __init__(self, path: Path, identity: dict[str, Any]):
-        """Raises CheckpointError for a file that is damaged, or of another command."""
-        self.path, self.answers = path, list[list[ScoredAnswer]]()
-        if path.exists():
-            entries = list(whole_entries(path))
-            if not entries or entries[0] != identity:
-                raise CheckpointError(
-                    f"{path} holds answers of another model, other prompts, scores or options: remove it, or "
-                    "name another output."
-                )
-            self.answers = [[ScoredAnswer(**one) for one in entry] for entry in entries[1:]]
-            write_entries(path, entries)  # without a line that was cut short
-        else:
-            write_entries(path, [identity])
-
-    def add(self, answers: Sequence[ScoredAnswer]) -> None:
-        """Keep the answers to the next prompt."""
-        self.answers.append(list(answers))
-        with append_own(self.path) as file:
-            file.write(json.dumps([asdict(one) for one in answers]) + "\n")
 
 
 def _scored(

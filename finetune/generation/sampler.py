@@ -38,15 +38,17 @@ def sample(
     min_p: float = 0.0,
     stop: Sequence[str] = (),
     seed: int = 0,
+    asked_before: Sequence[int] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Sample]]:
     """`count` answers to each prompt (token ids), in the prompts' order, `batch_size` of them at a time.
 
     A prompt is computed once, and its answers share what was computed. Answer number i to a prompt depends
     on `seed`, the prompt and i, not on what is beside it, nor on how many there are; a prompt that is given
-    twice gets the same answers twice. `progress` is told how many answers are there, and of how many. The
-    model is lent as in generate_ids. Raises FinetuneError where nothing would be drawn (temperature 0), and
-    for a prompt that is empty or leaves no position for an answer.
+    twice gets the same answers twice, unless `asked_before` says of each prompt how often it was asked with
+    this seed: its answers are those that come next. `progress` is told how many answers are there, and of how
+    many. The model is lent as in generate_ids. Raises FinetuneError where nothing would be drawn (temperature
+    0), and for a prompt that is empty or leaves no position for an answer.
     """
     if not temperature > 0:
         raise FinetuneError(
@@ -58,8 +60,8 @@ def sample(
         Request(
             speaker, prompt, max_new_tokens, temperature, top_p, top_k, min_p, seed, index, tuple(stop)
         ): Sample()
-        for prompt in prompts
-        for index in range(count)
+        for prompt, before in zip(prompts, asked_before or [0] * len(prompts), strict=True)
+        for index in range(before * count, (before + 1) * count)
     }
     done = 0
     for piece in pieces_of(model, list(found), rows=batch_size):

@@ -62,6 +62,9 @@ class Lock:
     """Source -> SHA-256 of its content."""
     teacher: dict[str, str] = field(default_factory=dict)
     """Of a distillation: as base, and its adapter's SHA-256; empty where it has no teacher of its own."""
+    rewards: dict[str, str] = field(default_factory=dict)
+    """Of objective grpo: its reward models' fingerprints and the SHA-256 of its users' files, by the reward's
+    name."""
     versions: dict[str, str] = field(default_factory=dict)
     device: dict[str, Any] = field(default_factory=dict)
     """Device, precision, threads, processes."""
@@ -126,7 +129,7 @@ def read_lock(path: Path) -> Lock:
         raise _refused(
             path, f"lock_version is {values.get('lock_version')}; this version of finetune reads {readable}"
         )
-    for name in ("base", "data", "teacher", "versions", "device", "git", "origins", "rules"):
+    for name in ("base", "data", "teacher", "rewards", "versions", "device", "git", "origins", "rules"):
         if not isinstance(values.get(name, {}), dict):
             raise _refused(path, f"not a lock: {name} is a {type(values[name]).__name__}")
     for name, rule in values.get("rules", {}).items():

@@ -79,7 +79,7 @@ class ChartSpec:
 
 
 DRAWN = (
-    ChartSpec("Loss", "nats per supervised token", ("train/loss", "eval/loss")),
+    ChartSpec("Loss", "the objective's; of supervised training nats per token", ("train/loss", "eval/loss")),
     ChartSpec(
         "Learning rate",
         "",

@@ -25,6 +25,8 @@ WORST = 5
 """Answers that are shown."""
 LOGGED = re.compile(r"\S+ \S+ (WARNING|ERROR|CRITICAL) (.*)")
 """A line of run.log with something to know."""
+MERGES = "*/verification.json"
+"""Of merges in a run's folder."""
 GENERATED = ("answers", "programs")
 """What a metric of generated texts is computed from."""
 
@@ -219,6 +221,15 @@ class Record:
             self.missing.append(f"{what} can't be read: {str(error).splitlines()[0]}")
         return None
 
+    def take_each(self, what: str, files: str, kind: type[T]) -> list[T]:
+        """One of this kind from each file of the folder that a pattern names; a damaged one costs itself."""
+
+        def reader(path: Path) -> Callable[[RunFolder], T]:
+            return lambda _: _validated(kind, _object(path) | {"folder": path.parent.name}, path)
+
+        paths = sorted(self.run.path.glob(files))
+        return [one for path in paths if (one := self.take(what, reader(path))) is not None]
+
 
 def read_record(run: RunFolder, name: str) -> Record:
     """All that there is of a run."""
@@ -230,23 +241,33 @@ def read_record(run: RunFolder, name: str) -> Record:
         take("the curves", lambda run: read_points(run.metrics_path), "no curves: nothing was logged") or {}
     )
     found.evaluations = take("the metrics", lambda run: list(_evaluations(run, found.outcome))) or []
-    found.benchmarks = take("the benchmarks", lambda run: list(_benchmarks(run))) or []
+    found.benchmarks = found.take_each("the benchmarks", "predictions/benchmark-*.json", Benchmarked)
     found.worst = take("the answers", lambda run: _worst(run, found.evaluations))
     found.samples = take("the samples", _samples, "no samples: tracking.samples has the prompts") or []
     audit = f"no data audit was kept: {shell_command('data', run.lock_path)} makes it"
     found.data, found.sources = take("the data audit", _audit, audit) or (None, [])
     found.plan = take("the plan", lambda run: _object(run.plan_path), "no plan was kept") or {}
-    found.merged = take("the merge", lambda run: list(_merged(run))) or []
+    found.merged = found.take_each("the merge", MERGES, KeptMerge)
     found.warnings = take("run.log", _warnings, "no run.log") or {}
     if not found.evaluations:
         found.missing.append(f"no metrics: {shell_command('evaluate', run.path)} measures them")
-    if not found.merged:
+    if not any(run.path.glob(MERGES)):
         found.missing.append("no merge in the run's folder; one elsewhere has its proof beside it")
     return found
 
 
+def _validated(kind: type[T], value: object, path: Path) -> T:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise CheckpointError(f"{path.name} is damaged: {first_wrong(error)}.") from None
+
+
 def _object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
+    try:
+        value = read_json(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path.name} is damaged: {error}.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path.name} is damaged: expected an object, got {type(value).__name__}.")
     return value
@@ -254,18 +275,14 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _evaluations(run: RunFolder, outcome: dict[str, Any]) -> Iterator[KeptEvaluation]:
     """What was measured at the end, and by finetune evaluate, in the order of the files' ages."""
-    read = TypeAdapter(KeptEvaluation).validate_python
     if outcome.get("metrics"):
-        yield read({"metrics": outcome["metrics"], "notes": outcome.get("notes", []), "name": "final"})
+        kept = {"metrics": outcome["metrics"], "notes": outcome.get("notes", []), "name": "final"}
+        yield _validated(KeptEvaluation, kept, run.summary_path)
     paths = [path for path in run.predictions.glob("evaluate-*.json") if path.is_file()]
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path.name)):
         values = _object(path)
-        yield read({"metrics": values.get("metrics"), "notes": values.get("notes", []), "name": path.stem})
-
-
-def _benchmarks(run: RunFolder) -> Iterator[Benchmarked]:
-    for path in sorted(run.predictions.glob("benchmark-*.json")):
-        yield TypeAdapter(Benchmarked).validate_python(_object(path))
+        kept = {"metrics": values.get("metrics"), "notes": values.get("notes", []), "name": path.stem}
+        yield _validated(KeptEvaluation, kept, path)
 
 
 def _audit(run: RunFolder) -> tuple[DataReport, list[SourceView]]:
@@ -299,7 +316,7 @@ def _goodness(answer: KeptAnswer, metrics: Sequence[Metric]) -> list[float]:
 
 
 def _answers(path: Path) -> list[KeptAnswer]:
-    return list(map(TypeAdapter(KeptAnswer).validate_python, whole_entries(path)))
+    return [_validated(KeptAnswer, value, path) for value in whole_entries(path)]
 
 
 def _with_base(path: Path, answers: list[KeptAnswer]) -> list[KeptAnswer]:
@@ -314,15 +331,10 @@ def _with_base(path: Path, answers: list[KeptAnswer]) -> list[KeptAnswer]:
 def _samples(run: RunFolder) -> list[PromptSamples]:
     """Each prompt's answers, in the order of the steps."""
     found: dict[str, list[tuple[int, str]]] = {}
-    for entry in map(TypeAdapter(WrittenSample).validate_python, whole_entries(run.samples_path)):
+    for value in whole_entries(run.samples_path):
+        entry = _validated(WrittenSample, value, run.samples_path)
         found.setdefault(entry.prompt, []).append((entry.step, entry.answer))
     return [PromptSamples(prompt, answers) for prompt, answers in found.items()]
-
-
-def _merged(run: RunFolder) -> Iterator[KeptMerge]:
-    for path in sorted(run.path.glob("*/verification.json")):
-        found = TypeAdapter(KeptMerge).validate_python(_object(path))
-        yield replace(found, folder=path.parent.name)
 
 
 def _warnings(run: RunFolder) -> dict[str, int]:

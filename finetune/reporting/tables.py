@@ -90,6 +90,7 @@ def made_of(lock: Lock) -> list[Row]:
     how = adapter.method if adapter.method == "full" else f"{adapter.method}, rank {adapter.saved_rank}"
     found = [("base", _identity(base)), ("method", how), ("objective", lock.recipe.objective.kind)]
     found += [("teacher", _identity(teacher))] if teacher else []
+    found += [("reward", f"{name} {value}") for name, value in lock.rewards.items()]
     found += [("data", f"{name}, SHA-256 {str(sha)[:16]}") for name, sha in lock.data.items()]
     found += [
         ("tokenizer", f"SHA-256 {str(lock.tokenizer_sha256)[:16]}"),

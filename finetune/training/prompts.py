@@ -1,8 +1,10 @@
 """The prompts that a model is to answer while it trains, as a feed of steps."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from data_prep.epoch.packing import PackedPiece
 from data_prep.preparation import PreparedData
 from data_prep.table.documents import Document
 from finetune.errors import FinetuneError
@@ -39,8 +41,9 @@ def prompts_of(
 
 
 class PromptFeed(TableFeed):
-    """Which rows are asked in each micro-batch: their numbers, and the step. What is learned of them is made
-    when the step begins (finetune.training.rollouts), by the model of that moment."""
+    """Which rows are asked in each micro-batch: their numbers, how often the step asked their prompt
+    before, and the step. What is learned of them is made when the step begins (finetune.training.rollouts),
+    by the model of that moment."""
 
     def __init__(self, *arguments: Any, questions: Sequence[Question], longest_answer: int, **options: Any):
         """`questions` are the table's rows; a micro-batch has `documents_per_row` answers to each."""
@@ -49,8 +52,26 @@ class PromptFeed(TableFeed):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for step, packs in enumerate(self.global_batches(), start=self._first_step + 1):
-            for mine in self.shares_of(packs):
-                yield {"rows": [row for pack in mine for row, _, _ in pack], "step": step}
+            for mine in self.shares_of(self._numbered(packs)):
+                asked = [one for pack in mine for one in pack]
+                yield {
+                    "rows": [row for row, _ in asked],
+                    "asked_before": [before for _, before in asked],
+                    "step": step,
+                }
+
+    def _numbered(self, packs: Sequence[Sequence[PackedPiece]]) -> list[list[tuple[int, int]]]:
+        """Of each pack the rows, and how often the complete step asked the prompt of each before: whatever
+        process asks it, its answers are drawn anew."""
+        seen = Counter[tuple[int, ...]]()
+        found = []
+        for pack in packs:
+            found.append(own := list[tuple[int, int]]())
+            for row, _, _ in pack:
+                prompt = self.questions[row].prompt_ids
+                own.append((row, seen[prompt]))
+                seen[prompt] += 1
+        return found
 
     def heaviest(self) -> list[list[Document]]:
         """The longest prompts, each with its answers, all of the greatest length."""

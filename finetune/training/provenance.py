@@ -38,6 +38,7 @@ def make_lock(
         template_sha256=template_sha256(inputs.tokenizer),
         data=inputs.data.digests,
         teacher=dict(inputs.teacher),
+        rewards={} if inputs.asking is None else inputs.asking.rewards.identity,
         versions=build.versions(),
         device=build.device_facts(inputs.precision) | ({} if inputs.member is None else {TOGETHER: True}),
         git=git_state(Path.cwd()),
@@ -70,7 +71,7 @@ def git_state(folder: Path) -> dict[str, str]:
 
 def refuse_changes(then: Lock, now: Lock) -> None:
     """Raises CheckpointError where something that decides the run's outcome changed since it was started."""
-    for what in ("base", "tokenizer_sha256", "template_sha256", "data", "teacher"):
+    for what in ("base", "tokenizer_sha256", "template_sha256", "data", "teacher", "rewards"):
         before, after = getattr(then, what), getattr(now, what)
         if (
             what == "base" and before.keys() < after.keys()
@@ -150,7 +151,15 @@ def refuse_differences(group: Group, lock: Lock) -> None:
     parts: dict[str, Any] = {"recipe": lock.recipe.model_dump(mode="json")}
     parts |= {
         name: getattr(lock, name)
-        for name in ("base", "tokenizer_sha256", "template_sha256", "data", "teacher", "versions")
+        for name in (
+            "base",
+            "tokenizer_sha256",
+            "template_sha256",
+            "data",
+            "teacher",
+            "rewards",
+            "versions",
+        )
     }
     found = {
         name: group.those_that_differ(json.dumps(value, sort_keys=True)) for name, value in parts.items()

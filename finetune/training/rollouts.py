@@ -1,8 +1,8 @@
 """Answers that the model in training draws, what they are worth, and the micro-batches that they become.
 
 Before a step its prompts are answered with the weights of that moment. What is drawn depends on the recipe's
-seed, the step, the prompt and the number of the answer alone, so a resumed run draws what it would have
-drawn. Each process answers its own prompts.
+seed, the step, the prompt, how often the step asked it before, and the number of the answer alone, so a
+resumed run draws what it would have drawn. Each process answers its own prompts.
 
 Shapes: P prompts, G answers to each, K rewards, N learned tokens of a micro-batch.
 """
@@ -101,7 +101,7 @@ class Rollouts:
         """The micro-batches of a step, of the prompts of each."""
         step = int(asked[0]["step"])
         if (step - 1) % self.options.epochs_per_sample == 0:
-            self.micro_batches = self._drawn([list(one["rows"]) for one in asked], step)
+            self.micro_batches = self._drawn(asked, step)
         batches = [self._batch(groups, step) for groups in self.micro_batches]
         if self.start is not None:
             with self.start.in_place(self.trainer):
@@ -110,11 +110,12 @@ class Rollouts:
                     batches[index]["position_values"][:, 1] = found[:, 0]
         return batches
 
-    def _drawn(self, rows: Sequence[Sequence[int]], step: int) -> list[Groups]:
+    def _drawn(self, asked: Sequence[dict[str, Any]], step: int) -> list[Groups]:
         """Answers to the rows of each micro-batch."""
         size = self.options.group_size
-        questions = [self.feed.questions[row] for own in rows for row in own]
-        samples = self._samples(questions, size, step)
+        questions = [self.feed.questions[row] for one in asked for row in one["rows"]]
+        before = [count for one in asked for count in one["asked_before"]]
+        samples = self._samples(questions, size, step, asked_before=before)
         values = self._scored(questions, samples)
         totals = values.sum(dim=1).reshape(-1, size)
         learns = totals.amax(dim=1) - totals.amin(dim=1) > SAME
@@ -133,11 +134,13 @@ class Rollouts:
                 )
             ]
         )
-        made = [[group for _ in own if (group := next(groups))] for own in rows]
+        made = [[group for _ in one["rows"] if (group := next(groups))] for one in asked]
         self._tell(step, any(made))
         return made
 
-    def _samples(self, questions: Sequence[Question], count: int, *moment: object) -> list[list[Sample]]:
+    def _samples(
+        self, questions: Sequence[Question], count: int, *moment: object, asked_before: Sequence[int] = ()
+    ) -> list[list[Sample]]:
         options = self.options
         with evaluable(self.trainer) as model:
             return sample(
@@ -152,6 +155,7 @@ class Rollouts:
                 top_k=options.top_k,
                 min_p=options.min_p,
                 seed=seed_of(self.trainer.args.seed, *moment),
+                asked_before=asked_before,
             )
 
     def _scored(self, questions: Sequence[Question], samples: Sequence[Sequence[Sample]]) -> torch.Tensor:
@@ -165,8 +169,7 @@ class Rollouts:
         found, table = self.rewards.of(answers, tokens), self.rewards.table
         self.first_prompt = [
             GeneratedSample(answer.question.text, answer.text, dict(zip(table, own, strict=True)))
-            for answer, own in zip(answers, found, strict=True)
-            if answer.question is questions[0]
+            for answer, own in zip(answers[: len(samples[0]) if samples else 0], found, strict=False)
         ]
         weights = torch.tensor([section.weight for section in table.values()], dtype=torch.float64)
         return torch.tensor(found, dtype=torch.float64).reshape(len(answers), len(table)) * weights

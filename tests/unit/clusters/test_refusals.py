@@ -29,6 +29,7 @@ BASIC = ("train", "tiny.yaml", "--launch", "fsdp2", "--nodes", "4", "--on", "slu
             ("--job", "time=01:00:00", "--job", "gpu_memory=1GiB"),
             "of a GPU, of whose 1.1 GB 95% can be planned",
         ),
+        (("--grace-seconds", "inf"), "Invalid value for '--grace-seconds'"),
         (("--node-rank", "1"), "--node-rank: a job has a run folder of its own"),
         (("--max-restarts", "3"), "--max-restarts: a job has a run folder of its own"),
         (("--run-folder", "x"), "--run-folder: a job has a run folder of its own"),

@@ -1,5 +1,6 @@
 """Answers to a recipe's prompts, scored, and kept by rule."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ import finetune
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.data import prepare_data
 from finetune.errors import CheckpointError, FinetuneError
-from finetune.evaluation.sampled import PARTIAL, PROMPTS_AT_A_TIME
+from finetune.evaluation.sampled import PROMPTS_AT_A_TIME
+from finetune.evaluation.scored_answers import PARTIAL
 from finetune.recipe.load import LoadedRecipe, load_recipe
 from tests.support.models import save_tiny_llama
 
@@ -149,6 +151,10 @@ def test_what_is_beside_the_output_must_be_of_the_same_command(asking: Asking, t
         ({"keep": "worst"}, "--keep is 'worst'; expected best, all, pairs"),
         ({"keep": "pairs", "count": 1}, "set --n to at least 2"),
         ({"temperature": 0.0}, "expected more than 0"),
+        ({"temperature": float("inf")}, "--temperature is inf; expected a finite number"),
+        ({"at_least": float("nan")}, "--at-least is nan; expected a finite number"),
+        ({"top_p": 0.0}, "--top-p is 0: nothing could be drawn"),
+        ({"scores": ["chrf", "chrf"]}, "--score chrf is given twice"),
         ({"scores": ["exact"]}, "--score exact: expected one of exact_match"),
         ({"scores": ["regex"]}, "needs keys of its own"),
         ({"scores": ["number"]}, r"--score number: .*rows.jsonl:1 has no number in its answer"),
@@ -187,3 +193,66 @@ def test_nothing_that_is_kept_is_said(asking: Asking, tmp_path: Path) -> None:
     told = list[int]()
     assert sampled(recipe, output, progress=lambda done, of: told.append(done))
     assert told == []
+
+
+def test_answers_that_are_all_cut_need_others(asking: Asking, tmp_path: Path) -> None:
+    """No rule keeps any of them, which is said with what does."""
+    with pytest.raises(
+        FinetuneError, match=r"no other is left. Give more --max-new-tokens.* remove .*partial"
+    ):
+        sampled(asking(1), tmp_path / "out.jsonl", max_new_tokens=1)
+
+
+def test_scores_of_another_file_are_not_gone_on_from(asking: Asking, tmp_path: Path) -> None:
+    """A reward's file that changed in between scores otherwise."""
+    code, output = tmp_path / "own.py", tmp_path / "out.jsonl"
+    objective = {"kind": "grpo", "rewards": {"own": {"kind": "python", "code": str(code)}}}
+    allowed = list[str]()
+
+    def scored(sign: str, **options: Any) -> None:
+        code.write_text(f"def reward(prompt, answer, references):\n    return {sign}len(answer)\n")
+        allowed.append(hashlib.sha256(code.read_bytes()).hexdigest())
+        sampled(asking(objective=objective), output, allow_code=allowed, **options)
+
+    with pytest.raises(FinetuneError, match="nothing is kept"):
+        scored("-", at_least=1)
+    with pytest.raises(CheckpointError, match="holds answers of another model, other prompts, scores"):
+        scored("+")
+
+
+def _interrupt(done: int, of: int) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", ['[{"number": 1}]', "5", "[]", "more"])
+def test_a_damaged_partial_output_is_refused(asking: Asking, tmp_path: Path, damage: str) -> None:
+    """With one message, whatever it holds, also answers to more prompts than there are."""
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        sampled(asking(2), output, progress=_interrupt)
+    partial = output.with_name(output.name + PARTIAL)
+    last = partial.read_text().splitlines()[-1]
+    with partial.open("a") as file:
+        file.write(f"{last if damage == 'more' else damage}\n")
+    with pytest.raises(CheckpointError, match=r"out.jsonl.partial is damaged: .* Remove it"):
+        sampled(asking(2), output)
+
+
+def test_one_process_at_a_time_writes_an_output(asking: Asking, tmp_path: Path) -> None:
+    """Two would mix their answers."""
+    recipe, output = asking(PROMPTS_AT_A_TIME + 1), tmp_path / "out.jsonl"
+
+    def second(done: int, of: int) -> None:
+        if done < of:
+            with pytest.raises(CheckpointError, match="another process is writing"):
+                sampled(recipe, output, count=2)
+
+    assert sampled(recipe, output, count=2, progress=second)
+
+
+def test_an_output_without_a_folder_is_refused(asking: Asking, tmp_path: Path) -> None:
+    """Before anything is loaded or drawn, by its own name."""
+    with pytest.raises(
+        FinetuneError, match=r"--output .*nowhere/out.jsonl can't be written: there is no folder"
+    ):
+        sampled(asking(), tmp_path / "nowhere" / "out.jsonl")

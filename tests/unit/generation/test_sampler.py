@@ -42,6 +42,15 @@ def test_a_sample_depends_on_its_prompt_and_number_alone(
             assert [one.ids for one in several] == [one.ids for one in own]
 
 
+def test_a_prompt_that_was_asked_before_has_the_answers_that_follow(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
+) -> None:
+    """As one that is asked once for as many."""
+    (whole,) = sample(model, tokenizer, prompts[:1], count=4, batch_size=64, **OPTIONS)
+    parts = sample(model, tokenizer, prompts[:1] * 2, count=2, batch_size=3, asked_before=[0, 1], **OPTIONS)
+    assert [one.ids for own in parts for one in own] == [one.ids for one in whole]
+
+
 def test_log_probabilities_are_those_of_all_tokens_at_the_temperature(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
 ) -> None:

@@ -297,6 +297,29 @@ def test_what_is_damaged_is_named(part: str, tmp_path: Path) -> None:
     assert (page.of_tag("figure") != []) is (part != "curves")
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        "predictions/benchmark-b.json",
+        "merged/verification.json",
+        "samples.jsonl",
+        "predictions/evaluate-x.json",
+    ],
+)
+def test_the_damaged_file_is_named_and_costs_no_other(file: str, tmp_path: Path) -> None:
+    """A benchmark beside it is shown, and a merge that is there isn't said to be missing."""
+    run = make_run(tmp_path, "damaged", loss=2.0)
+    figure = {"task": "kept_task", "metric": "acc", "value": 0.5, "standard_error": 0.1}
+    _in(run.predictions, "benchmark-a.json", json.dumps({"tasks": ["kept_task"], "figures": [figure]}))
+    _in(run.path / "merged-2", "verification.json", '{"dtype": "bfloat16"}')
+    _in((run.path / file).parent, Path(file).name, "[\n[\n")
+    page = report(run, file=tmp_path / "page.html")
+    assert f"{Path(file).name}" in missing(page)
+    assert "kept_task" in page.flat
+    assert "merged-2" in page.flat
+    assert "no merge in the run's folder" not in missing(page)
+
+
 def test_a_failed_run_says_why(tmp_path: Path) -> None:
     """The error stands beside the status, and warnings of its log in a list, each once."""
     run = make_run(tmp_path, "failed", loss=2.0)

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from data_prep.errors import DataError
-from finetune.errors import FinetuneError, ModelError, RecipeError
+from finetune.errors import CheckpointError, FinetuneError, ModelError, RecipeError
 from finetune.evaluation.text_scores import rewards_of_answers
 from finetune.generation.loading import load_ready
 from finetune.objectives.reward import HEAD
 from finetune.recipe.load import load_recipe
+from finetune.recipe.lock import read_lock
 from finetune.recipe.rules.objective import with_objective_defaults
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
@@ -124,6 +125,21 @@ def test_a_row_is_asked_its_own_prompt(asking: Asking) -> None:
         assert question.place == document.place
     (epoch,) = [sorted(row for batch, _ in zip(feed, range(6), strict=False) for row in batch["rows"])]
     assert epoch == list(range(12))
+
+
+def test_rows_of_a_step_with_one_prompt_have_answers_of_their_own(asking: Asking, tmp_path: Path) -> None:
+    """However the step is cut: the second row's are not the first row's once more."""
+    rows = [{"prompt": "number?", "completion": f"it is {index}"} for index in range(8)]
+    (tmp_path / "same.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": [{"path": str(tmp_path / "same.jsonl"), "format": "prompt_completion"}]}
+    drawn = []
+    for size in (1, 4):
+        trainer = trainer_of(asking(data=data, train={"micro_batch_size": size}), Path("unused"))
+        _first_step(trainer)
+        groups = [group for groups in trainer.rollouts.micro_batches for group in groups]
+        drawn.append([[tuple(one.token_ids) for one in group] for group in groups])
+    assert len({answer for group in drawn[0] for answer in group}) == 4 * 6
+    assert drawn[0] == drawn[1]
 
 
 def _first_step(trainer: Any) -> list[dict[str, Any]]:
@@ -399,6 +415,24 @@ def test_a_reward_model_s_number_is_the_reward(asking: Asking, base: Path, tmp_p
     model, tokenizer = load_ready(resolve_target(str(judge.path)), dtype=torch.float32)
     expected = rewards_of_answers(model, tokenizer, asked, HEAD, 4)
     assert given == pytest.approx([own for (own,) in expected], abs=1e-5)
+    weights = (judge.adapter / "adapter_model.safetensors").read_bytes()
+    assert read_lock(run.lock_path).rewards["judge adapter"] == hashlib.sha256(weights).hexdigest()
+
+
+def test_a_run_goes_on_with_the_rewards_that_it_was_begun_with(asking: Asking, tmp_path: Path) -> None:
+    """Another file under the same name is another reward, also where it is allowed to run."""
+    code = tmp_path / "rewards.py"
+    allowed = set[str]()
+    for sign in "-+":
+        code.write_text(f"def reward(prompt, answer, references):\n    return {sign}len(answer)\n")
+        allowed.add(hashlib.sha256(code.read_bytes()).hexdigest())
+        if sign == "-":
+            recipe = asking(objective=OBJECTIVE | {"rewards": {"own": {"kind": "python", "code": str(code)}}})
+            with hearing(sending({"step 2/": [signal.SIGTERM]})):
+                training.start(recipe, name="run", command="test", allow_code=frozenset(allowed))
+    run = next((tmp_path / "runs").iterdir())
+    with pytest.raises(CheckpointError, match="rewards changed since this run was started: own code then"):
+        training.resume(run, recipe=None, allow_code=frozenset(allowed))
 
 
 def test_a_reward_s_file_lies_beside_its_recipe(tmp_path: Path) -> None:
