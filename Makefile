@@ -30,10 +30,11 @@ test: $(VENV)/.installed-dev  ## the test suite, some 11 minutes on 2 cores
 	$(PYTEST) --hypothesis-profile=ci -m "not long"
 
 # What most changes break first: recipes, data, who imports whom. None of them loads torch, which is seen to; those
-# that start processes to kill them take long.
+# that wait for processes, or for what explodes, take long.
 test-quick: $(VENV)/.installed-dev  ## the tests that need no torch, in a minute
 	$(PYTEST) -p tests.support.torch_free --hypothesis-profile=quick -m "not long and not torch" \
-		--ignore tests/unit/data_prep/test_cache_processes.py tests/unit/recipe tests/unit/data_prep tests/unit/test_imports.py tests/unit/test_signals.py tests/unit/cli/test_cli_check.py
+		$(addprefix --ignore=tests/unit/data_prep/test_,cache_processes.py sandbox.py near_duplicates.py) \
+		tests/unit/recipe tests/unit/data_prep tests/unit/test_imports.py tests/unit/test_signals.py tests/unit/cli/test_cli_check.py
 
 test-full: $(VENV)/.installed-dev  ## the test suite and the long tests
 	$(PYTEST) --hypothesis-profile=new
