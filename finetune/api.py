@@ -43,8 +43,7 @@ __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "audit", "benchmark", "combine", "convert", "doctor",
     "evaluate", "export", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot",
     "prune", "push", "report", "resume", "sample", "selftest", "serve", "sweep", "train", "train_many",
-    "unmerge",
-    "verify",
+    "unmerge", "verify",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 

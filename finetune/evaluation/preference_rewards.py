@@ -31,10 +31,10 @@ def pair_rewards(
     if not objective.writes_text:
         outputs, _ = classify(model, documents, cast(HeadSection, objective.brought_head), batch_size)
         return [(chosen, rejected) for chosen, rejected in outputs.reshape(-1, 2).tolist()]
-    log_probabilities, tokens = _measured(model, documents, batch_size, 2)
+    log_probabilities, tokens = _measured(model, documents, objective, batch_size)
     reference = None
     if objective.has_reference:
-        reference = _of_reference(model, documents, objective, batch_size, 2).reshape(-1, 2)
+        reference = _of_reference(model, documents, objective, batch_size).reshape(-1, 2)
     scores = PairScores(log_probabilities.reshape(-1, 2), tokens.reshape(-1, 2), reference)
     return [(chosen, rejected) for chosen, rejected in objective.rewards(scores).tolist()]
 
@@ -47,7 +47,7 @@ def judged_rewards(
     Raises FinetuneError as pair_rewards does.
     """
     reference = _of_reference(model, documents, objective, batch_size)
-    ratios = _measured(model, documents, batch_size)[0] - reference
+    ratios = _measured(model, documents, objective, batch_size)[0] - reference
     judgements = [document.targets[0] for document in documents]
     return list(zip((objective.options.beta * ratios).tolist(), judgements, strict=True))
 
@@ -57,7 +57,6 @@ def _of_reference(
     documents: Sequence[Document],
     objective: PairObjective | Kto,
     batch_size: int,
-    documents_per_row: int = 1,
 ) -> torch.Tensor:
     """The log-probability of each answer (N)."""
     if not isinstance(model, PeftModel) or not objective.is_relative_to_base:
@@ -68,13 +67,13 @@ def _of_reference(
             "metrics.jsonl."
         )
     with without_adapter(model):
-        return _measured(model, documents, batch_size, documents_per_row)[0]
+        return _measured(model, documents, objective, batch_size)[0]
 
 
 def _measured(
-    model: PreTrainedModel, documents: Sequence[Document], batch_size: int, documents_per_row: int = 1
+    model: PreTrainedModel, documents: Sequence[Document], objective: PairObjective | Kto, batch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and numbers of tokens of the answers (N each)."""
-    losses = document_losses(model, documents, batch_size, documents_per_row)
+    losses = document_losses(model, documents, batch_size, objective.encoding.documents_per_row)
     sums = torch.tensor([-loss.loss_sum for loss in losses], dtype=torch.float64)
     return sums, torch.tensor([max(1, loss.tokens) for loss in losses], dtype=torch.float64)

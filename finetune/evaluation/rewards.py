@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from data_prep.formats.python import code_sha256, load_code, require_allowed
+from data_prep.tokenizers.tokens import text_of
 from finetune.errors import FinetuneError, ModelError
 from finetune.evaluation.predictions import with_answer
 from finetune.evaluation.sandbox.programs import exit_in, run_answers
@@ -17,6 +20,7 @@ from finetune.evaluation.sandbox.runner import why_no_sandbox
 from finetune.evaluation.text_scores import rewards_of_examples
 from finetune.extras import refuse_without
 from finetune.generation.loading import fingerprint_of, load_ready
+from finetune.generation.sampler import Sample
 from finetune.models.device import Precision
 from finetune.objectives.reward import HEAD
 from finetune.recipe.rules.packages import check_metric_packages
@@ -72,6 +76,21 @@ class Rewards:
             for question in questions:
                 if (problem := self._lacking(section, question)) is not None:
                     raise FinetuneError(f"{self.named}{name}: {question.place} {problem}.")
+
+    def of_samples(
+        self,
+        questions: Sequence[Question],
+        samples: Sequence[Sequence[Sample]],
+        tokenizer: PreTrainedTokenizerFast,
+    ) -> tuple[list[Prediction], list[list[float]]]:
+        """What was drawn to each question as text, all one after the other, and the rewards of each (see
+        of)."""
+        answers = [
+            Prediction(question, (text_of(one.ids, tokenizer),), cuts=(one.cut,))
+            for question, own in zip(questions, samples, strict=True)
+            for one in own
+        ]
+        return answers, self.of(answers, [len(one.ids) for own in samples for one in own])
 
     def of(self, answers: Sequence[Prediction], tokens: Sequence[int]) -> list[list[float]]:
         """The rewards of each answer (A x K, in the table's order), each with its text and its number of

@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 
 from data_prep.chat.rendering import turn_of
 from data_prep.messages import Conversation, Example
-from data_prep.tokenizers.tokens import text_of
 from finetune.data import prepare_data
 from finetune.errors import FinetuneError
 from finetune.evaluation.predictions import OnProgress, questions_of
@@ -35,6 +34,9 @@ from finetune.scoring.measured import Prediction, Question
 
 PROMPTS_AT_A_TIME = 32
 """An interruption loses the answers to at most so many."""
+
+CHOOSING = ("keep", "at_least", "rows_at_a_time")
+"""Options that change nothing of what is drawn."""
 
 Keep = Literal["best", "all", "pairs"]
 
@@ -203,17 +205,9 @@ def sample_rows(
                 min_p=options.min_p,
                 seed=options.seed,
             )
-            answers = [
-                Prediction(question, (text_of(one.ids, tokenizer),), cuts=(one.cut,))
-                for question, own in zip(asked, drawn, strict=True)
-                for one in own
-            ]
-            values = iter(scoring.of(answers, [len(one.ids) for own in drawn for one in own]))
-            said = iter(answers)
+            scored = zip(*scoring.of_samples(asked, drawn, tokenizer), strict=True)
             for own in drawn:
-                partial.add(
-                    [_scored(number, next(said), next(values), table) for number, _ in enumerate(own, 1)]
-                )
+                partial.add([_scored(number, *next(scored), table) for number, _ in enumerate(own, 1)])
             if progress is not None:
                 progress(len(partial.answers), len(questions))
         provenance = {"model": target.description, "seed": options.seed, "temperature": options.temperature}
@@ -240,10 +234,6 @@ def _why_nothing(found: SampledRows, partial: Path) -> str:
         f"{what}the best of the others scores {found.highest:g}. The scored answers are in {partial}; with "
         "another --keep or --at-least the same command goes on from them."
     )
-
-
-CHOOSING = ("keep", "at_least", "rows_at_a_time")
-"""Options that change nothing of what is drawn."""
 
 
 def _scored(

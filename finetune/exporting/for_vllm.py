@@ -22,10 +22,8 @@ def check_for_vllm(loaded: LoadedRecipe) -> list[str]:
     adapter = loaded.recipe.adapter
     if adapter.method == "full":
         return ["vLLM serves model/ as it is: vllm serve RUN/model"]
-    sentences = [
-        f"finetune export RUN --format vllm --output DIR, and --max-lora-rank from "
-        f"{max(adapter.saved_rank, *adapter.ranks)} on"
-    ]
+    rank = max(adapter.saved_ranks)
+    sentences = [f"finetune export RUN --format vllm --output DIR, and --max-lora-rank from {rank} on"]
     if adapter.use_dora:
         sentences.append(
             "vLLM has no DoRA: the export is the nearest LoRA of a rank that you choose, not the same update"
@@ -39,7 +37,7 @@ def _problems(loaded: LoadedRecipe) -> Iterator[tuple[str, str]]:
         yield "model.head", f"vLLM takes no adapter with a head; {INSTEAD}"
     if recipe.adapter.method == "full":
         return
-    if (saved := max(recipe.adapter.saved_rank, *recipe.adapter.ranks)) > RANKS[-1]:
+    if (saved := max(recipe.adapter.saved_ranks)) > RANKS[-1]:
         yield (
             "adapter.rank",
             f"it is saved with {saved}, and vLLM takes up to {RANKS[-1]}; lower it, or {INSTEAD}",

@@ -211,7 +211,7 @@ def job_of(
         trained_shapes=tuple(
             trainable_shapes(shape, adapter, len(recipe.model.new_tokens), recipe.model.head_outputs)
         ),
-        rank=max(adapter.saved_rank, *adapter.ranks),
+        rank=max(adapter.saved_ranks),
         number_bytes=4 if precision == "fp32" else 2,
         trained_bytes=2 if train.weights_dtype == "bf16" else 4,
         tokens=tokens,

@@ -368,7 +368,7 @@ def _fills_layers(recipe: Recipe, inputs: Inputs, engine: Engine) -> bool:
         and not config.get("quantization_config")
         and not is_pruned(inputs.base.folder, adapter, engine)
         and not starts
-        and min(adapter.saved_rank, *adapter.ranks) >= this_group().world_size
+        and min(adapter.saved_ranks) >= this_group().world_size
     )
 
 

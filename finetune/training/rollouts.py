@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.disk import read_regular, write_private
 from data_prep.table.documents import Document
-from data_prep.tokenizers.tokens import text_of
 from finetune.engines.sharded import evaluable
 from finetune.errors import CheckpointError
 from finetune.evaluation.rewards import Rewards
@@ -29,7 +28,7 @@ from finetune.models.kernels.noise import seed_of
 from finetune.models.policy import advantages_of
 from finetune.objectives.grpo import Grpo, GrpoOptions
 from finetune.runs.trackers import GeneratedSample
-from finetune.scoring.measured import Prediction, Question
+from finetune.scoring.measured import Question
 from finetune.training.batches import collate
 from finetune.training.prompts import PromptFeed
 from finetune.training.reference import StartWeights
@@ -160,13 +159,8 @@ class Rollouts:
 
     def _scored(self, questions: Sequence[Question], samples: Sequence[Sequence[Sample]]) -> torch.Tensor:
         """The rewards of all answers, each by its weight (P G x K)."""
-        answers = [
-            Prediction(question, (text_of(one.ids, self.tokenizer),), cuts=(one.cut,))
-            for question, own in zip(questions, samples, strict=True)
-            for one in own
-        ]
-        tokens = [len(one.ids) for own in samples for one in own]
-        found, table = self.rewards.of(answers, tokens), self.rewards.table
+        table = self.rewards.table
+        answers, found = self.rewards.of_samples(questions, samples, self.tokenizer)
         self.first_prompt = [
             GeneratedSample(answer.question.text, answer.text, dict(zip(table, own, strict=True)))
             for answer, own in zip(answers[: len(samples[0]) if samples else 0], found, strict=False)

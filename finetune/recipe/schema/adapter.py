@@ -99,6 +99,11 @@ class AdapterSection(Section):
         return 2 * self.rank if self.starts_at_base else self.rank
 
     @property
+    def saved_ranks(self) -> tuple[int, ...]:
+        """All ranks that its modules may have."""
+        return self.saved_rank, *self.rank_pattern.values()
+
+    @property
     def saved_alpha(self) -> float:
         """Its alpha, with which the update is scaled as the recipe's rank and alpha say."""
         if not self.starts_at_base:
