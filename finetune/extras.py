@@ -6,7 +6,7 @@ from finetune.errors import FinetuneError
 
 DISTRIBUTION = "llama-finetune"
 EXTRAS: dict[str, dict[str, str]] = {
-    "metrics": {"sacrebleu": "sacrebleu", "sklearn": "scikit-learn", "rouge_score": "rouge-score"},
+    "metrics": {"sacrebleu": "sacrebleu", "rouge_score": "rouge-score"},
     "plots": {"plotext": "plotext", "matplotlib": "matplotlib"},
     "gguf": {"gguf": "gguf", "xllamacpp": "xllamacpp"},
     "compressed": {"compressed_tensors": "compressed-tensors"},

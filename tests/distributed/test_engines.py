@@ -256,6 +256,7 @@ main()
 """
 
 
+@pytest.mark.long
 def test_fsdp2_gathers_no_more_than_it_must(train: Train, tmp_path: Path) -> None:
     """A frozen head once a loss, without a word between the processes; of an adapter's run what is trained,
     which the main process alone keeps, for a checkpoint and for the result."""

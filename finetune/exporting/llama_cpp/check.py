@@ -30,6 +30,8 @@ ROWS, POSITIONS = 8, 6
 TOKENS_A_ROW, ANSWER_TOKENS = 96, 24
 LIKELIEST = 512
 """Of how many tokens the log-probabilities are compared at each place; all others count as one for the KL."""
+SUM_ROUNDING = 2**-25
+"""Half a unit in the last place of a float32 just below 1: what one addition may lose."""
 CONTEXT = 512
 ANSWERS = 4
 
@@ -203,7 +205,7 @@ def compare_numbers(llama_cpp: LlamaCpp, exported: Exported) -> Numbers:
             tokens = torch.tensor(list(theirs))
             mine, its = ours[place][tokens], torch.tensor(list(theirs.values()), dtype=torch.float64)
             largest = max(largest, float((mine - its).abs().max()))
-            divergences.append(_kl(mine, its))
+            divergences.append(kl_of(mine, its, ours.shape[-1]))
             same += int(ours[place].argmax() == tokens[its.argmax()])
     places = len(divergences)
     return Numbers(places, largest, sum(divergences) / places, same / places)
@@ -222,12 +224,20 @@ def _places(length: int) -> list[int]:
     return sorted({length - 1 - index * length // count for index in range(count)})
 
 
-def _kl(mine: torch.Tensor, its: torch.Tensor) -> float:
-    """KL(mine || its) of the tokens that are listed, all others as one."""
-    listed, others = (mine.exp() * (mine - its)).sum(), [1 - one.exp().sum() for one in (mine, its)]
-    if min(others) > 1e-9:
-        listed = listed + others[0] * (others[0] / others[1]).log()
-    return max(0.0, float(listed))
+def kl_of(mine: torch.Tensor, its: torch.Tensor, vocabulary: int) -> float:
+    """KL(mine || its), in nats, of the listed tokens' log-probabilities, all others as one.
+
+    llama.cpp adds the probabilities of a vocabulary up in float32, one after the other. What that rounds
+    shifts all of its log-probabilities alike: where the listed tokens' shares differ by no more, they count
+    as the same.
+    """
+    share, its_share = mine.exp().sum(), its.exp().sum()
+    among = (mine.exp() * ((mine - share.log()) - (its - its_share.log()))).sum()
+    between = torch.zeros(())
+    if abs(share - its_share) > vocabulary * SUM_ROUNDING:
+        others, its_others = ((1 - one).clamp(min=1e-9) for one in (share, its_share))
+        between = share * (share / its_share).log() + others * (others / its_others).log()
+    return max(0.0, float(among + between))
 
 
 def _compare_answers(

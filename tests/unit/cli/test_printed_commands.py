@@ -130,8 +130,8 @@ def source(**options: Any) -> str:
 @pytest.mark.parametrize(
     ("written", "method", "template"),
     [
-        (source(format="prompt_completion"), "lora", True),
-        (source(format="prompt_completion"), "full", False),
+        pytest.param(source(format="prompt_completion"), "lora", True, marks=pytest.mark.long),
+        pytest.param(source(format="prompt_completion"), "full", False, marks=pytest.mark.long),
         (source(format="text"), "qlora", True),
         (
             source(
@@ -141,7 +141,7 @@ def source(**options: Any) -> str:
             "full",
             True,
         ),
-        (source(format="python", code="parse.py"), "lora", True),
+        pytest.param(source(format="python", code="parse.py"), "lora", True, marks=pytest.mark.long),
     ],
 )
 def test_plain_texts_are_asked_plainly(

@@ -35,8 +35,8 @@ def recipe(tmp_path: Path, tiny_base: Path, alpaca_file: Path) -> Path:
     ("signals", "code"),
     [
         ([signal.SIGTERM, signal.SIGTERM], 75),
-        ([signal.SIGUSR1], 75),
-        ([signal.SIGINT], 130),
+        pytest.param([signal.SIGUSR1], 75, marks=pytest.mark.long),
+        pytest.param([signal.SIGINT], 130, marks=pytest.mark.long),
     ],
     ids=["SIGTERM twice", "SIGUSR1", "SIGINT"],
 )

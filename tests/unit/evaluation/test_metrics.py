@@ -3,9 +3,11 @@ the rows."""
 
 import math
 from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 from data_prep.messages import Conversation, Message
 from finetune.errors import FinetuneError
@@ -15,6 +17,7 @@ from finetune.recipe.reference import recipe_schema
 from finetune.scoring.labels import Labels
 from finetune.scoring.measured import LossSum, Measured, Prediction, Question, Verdict
 from finetune.scoring.metrics import METRICS, metric_of
+from finetune.scoring.metrics.labels import Labelled, f1, matthews
 from finetune.scoring.metrics.matches import squad_exact_match, squad_f1
 from finetune.scoring.metrics.numbers import numbers as number_pairs
 
@@ -176,8 +179,6 @@ def test_squads_rules() -> None:
 def test_label_metrics_are_scikit_learns() -> None:
     """Accuracy, F1 and Matthews over the labels that answers name; an answer without one is wrong, and no
     class of its own."""
-    from sklearn.metrics import f1_score, matthews_corrcoef
-
     right, said = [0, 2, 2, 2, 1, 1, 1], [0, 2, 1, 2, 3, 1, 0]
     assert value("accuracy", labels()) == pytest.approx(4 / 7)
     assert value("f1_macro", labels()) == pytest.approx(
@@ -188,6 +189,36 @@ def test_label_metrics_are_scikit_learns() -> None:
     )
     assert value("matthews", labels()) == pytest.approx(matthews_corrcoef(right, said))
     assert value("likelihood_accuracy", labels()) == pytest.approx(5 / 7)
+
+
+@pytest.mark.parametrize("average", ["macro", "micro"])
+@pytest.mark.parametrize(("names", "several"), [(2, False), (5, False), (4, True), (1, True)])
+def test_f1_of_a_draw_is_scikit_learns(average: Literal["macro", "micro"], names: int, several: bool) -> None:
+    """For any weights of the rows; labels that no row has are among them, and answers that name none."""
+    draw = np.random.default_rng(names)
+    labels = Labels(tuple("abcde"[:names]), several=several)
+    for rows in (1, 3, 40):
+        shape, extra = ((rows, names), 0) if several else ((rows,), 1)
+        high = 2 if several else names
+        right, said = draw.integers(0, high, shape), draw.integers(0, high + extra, shape)
+        weights = draw.integers(0, 3, rows) + (np.arange(rows) == 0)
+        options: dict[str, Any] = {"labels": list(range(names)), "average": average, "zero_division": 0}
+        ours = f1(average)(Labelled(right, said, labels))(weights)
+        if several and names == 1:  # scikit-learn takes one column for two classes
+            right, said, options["labels"] = right[:, 0], said[:, 0], [1]
+        assert ours == pytest.approx(f1_score(right, said, sample_weight=weights, **options), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+def test_matthews_of_a_draw_is_scikit_learns() -> None:
+    """For any weights of the rows; where one class is alone it is 0."""
+    draw = np.random.default_rng(0)
+    for rows in (1, 2, 3, 40, 40, 40):
+        right, said = draw.integers(0, 3, rows), draw.integers(0, 4, rows)
+        weights = draw.integers(0, 3, rows) + (np.arange(rows) == 0)
+        ours = matthews(Labelled(right, said, Labels(LABELS)))(weights)
+        theirs = matthews_corrcoef(right, said, sample_weight=weights)
+        assert ours == pytest.approx(theirs, abs=1e-12)
 
 
 def test_losses() -> None:

@@ -114,7 +114,9 @@ def test_a_memorised_model_is_right(tmp_path: Path, kind: str) -> None:
         assert "read_back" not in kept["The sign:"]
 
 
-@pytest.mark.parametrize("kind", ["byte_level", "normalising", "sentencepiece"])
+@pytest.mark.parametrize(
+    "kind", ["byte_level", pytest.param("normalising", marks=pytest.mark.long), "sentencepiece"]
+)
 def test_labels_are_named_as_they_read_back(tmp_path: Path, kind: str) -> None:
     """A label with a new token, or with letters that the tokenizer changes, is found in the answer that was
     learned."""

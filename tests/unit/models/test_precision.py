@@ -1,8 +1,6 @@
 """Precision, threads and kernels are chosen by what is there, and the reason is said."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,22 +43,20 @@ TWO_PROCESSES = {
 @pytest.mark.parametrize(
     ("variables", "expected"), [({}, "all"), (TWO_PROCESSES, "half"), ({"OMP_NUM_THREADS": "1"}, "1")]
 )
-def test_threads(variables: dict[str, str], expected: str) -> None:
+def test_threads(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
     """A process takes its share of the cores, and what the user set before all else."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     if cores is None:
         pytest.skip("this system doesn't say which cores are usable")
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | variables
-    root = str(Path(__file__).resolve().parents[3])
-    code = "from finetune.models.device import choose_threads; print(choose_threads())"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment | {"PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = int(done.stdout)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(variables.get("OMP_NUM_THREADS", cores)))  # as torch starts
+    try:
+        found = precision.choose_threads()
+    finally:
+        torch.set_num_threads(before)
     assert found == 1 if expected == "1" else found <= max(1, cores // (1 if expected == "all" else 2))
     assert found >= 1
 

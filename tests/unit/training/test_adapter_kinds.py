@@ -52,6 +52,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "new tokens and all others": WHOLE,
     "the same, tied": WHOLE | {"tied": True},
 }  # fmt: skip
+VARIANTS = {"pissa, fast, rslora", "olora", "last layer", "first layer, checkpointed"}
+"""Like another kind but for one thing."""
 
 
 def recipe_of(kind: str, make_recipe: MakeRecipe, folder: Path) -> Recipe:
@@ -77,7 +79,9 @@ def resumed(folder: RunFolder) -> dict[str, torch.Tensor]:
     return adapter_of(folder)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.long] if kind in VARIANTS else []) for kind in KINDS]
+)
 def test_a_run_is_saved_for_its_base_evaluated_merged_and_resumed(
     kind: str, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ with hearing(say):
     [
         ({}, {"micro_batch_size": 2, "neftune_alpha": 5.0}),
         ({"pack_length_tokens": 256}, {"micro_batch_size": 1, "global_batch_size": 2}),
-        ({}, {"optimizer": "adamw_8bit"}),
+        pytest.param({}, {"optimizer": "adamw_8bit"}, marks=pytest.mark.long),
     ],
 )
 def test_a_rehearsed_run_is_bit_for_bit_the_same(
@@ -89,7 +89,8 @@ def test_the_heaviest_batches(make_recipe: MakeRecipe, packing: dict[str, Any]) 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 @pytest.mark.parametrize(
-    ("spare_bytes", "expected"), [(150_000_000, "of it does. Set "), (4_000_000_000, None)]
+    ("spare_bytes", "expected"),
+    [(150_000_000, "of it does. Set "), pytest.param(4_000_000_000, None, marks=pytest.mark.long)],
 )
 def test_memory_that_is_not_enough(
     make_recipe: MakeRecipe, tmp_path: Path, spare_bytes: int, expected: str | None

@@ -12,7 +12,7 @@ from finetune.recipe.lock import read_lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
 from finetune.training.reproduce import differences, reproduce
-from tests.support.cli import run_process
+from tests.support.cli import FinetuneHere, run_process
 from tests.support.messages import hearing
 from tests.support.processes import EXACT, start
 from tests.support.recipes import MakeRecipe
@@ -50,7 +50,7 @@ def test_a_run_is_reproduced_bit_for_bit(finished: RunFolder) -> None:
     assert lock.final["evaluation_loss"] == finished.read_summary()["evaluation_loss"]
 
 
-def test_what_changed_is_refused_until_it_is_named(finished: RunFolder) -> None:
+def test_what_changed_is_refused_until_it_is_named(finished: RunFolder, finetune_here: FinetuneHere) -> None:
     """Other data and other packages are each refused with what to type; then the report says what differs."""
     lock = read_lock(finished.lock_path)
     path = Path(str(lock.recipe.data.train[0].path))
@@ -59,8 +59,7 @@ def test_what_changed_is_refused_until_it_is_named(finished: RunFolder) -> None:
     text = finished.lock_path.read_text()
     finished.lock_path.write_text(text.replace(f"torch: {lock.versions['torch']}", "torch: 2.0.0"))
     before = set(finished.path.parent.iterdir())
-    refused = again(finished)
-    assert refused.returncode == 2
+    refused = finetune_here("runs", "reproduce", str(finished.path), code=2)
     assert "versions: torch was 2.0.0" in refused.stderr
     assert "continue with --despite data --despite versions" in refused.stderr
     assert set(finished.path.parent.iterdir()) == before
@@ -69,8 +68,8 @@ def test_what_changed_is_refused_until_it_is_named(finished: RunFolder) -> None:
     assert "not the same: data" in done.stdout
     assert "weights differ by" in done.stdout
     path.unlink()
-    gone = again(finished, "--despite", "data", "--despite", "versions")
-    assert gone.returncode == 2
+    named = ("--despite", "data", "--despite", "versions")
+    gone = finetune_here("runs", "reproduce", str(finished.path), *named, code=2)
     assert str(path) in gone.stderr
 
 
