@@ -5,6 +5,7 @@ Shapes: B rows, N tokens of the tokenizer, V tokens of the vocabulary, V at leas
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.text import cut
+from data_prep.text import cut, shown
 from finetune.errors import FinetuneError, library_refusals
 from finetune.extras import refuse_without
 
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 LARGEST_SCHEMA_BYTES = 64 * 1024
 LONGEST_REASON = 300
+BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 LIMITS: dict[str, Any] = {"max_lexer_states": 20_000, "max_grammar_size": 100_000, "verbose_errors": False}
 """What one schema may take: states have 1 to 2 kB each. llguidance's own limits bound the time of a token."""
 READING: "JsonCompileOptions" = {
     "whitespace_flexible": True,
     # A model may write its JSON in lines, but not blanks for ever.
     "whitespace_pattern": r"[ ]|\n[ \t]{0,24}",
+    # Not \u0061: a property's name written so would not be seen to be the property's.
+    "json_allowed_escapes": 'nrbtf\\"',
     "lenient": False,
     "coerce_one_of": False,
 }
@@ -99,16 +103,36 @@ def json_grammar(schema: Mapping[str, Any], speaker: "Speaker") -> Grammar:
     refuse_without("llguidance", "JSON by a schema")
     from llguidance import LLMatcher, LLParserLimits
 
-    content = json.dumps(schema)
+    with library_refusals("the schema is no JSON", FinetuneError):
+        content = json.dumps(schema)
     if len(content) > LARGEST_SCHEMA_BYTES:
         raise FinetuneError(
             f"the schema has {len(content):,} bytes; expected at most {LARGEST_SCHEMA_BYTES:,}."
+        )
+    if (narrow := _too_narrow(schema)) is not None:
+        raise FinetuneError(
+            f"llguidance can't honour {shown(narrow)}: the bounds are less than 1 apart, and it would accept "
+            "the whole number that is excluded. Include it, or widen the range."
         )
     tokenizer = speaker.grammar_tokens
     with library_refusals("the schema can't be read", FinetuneError):
         grammar = LLMatcher.grammar_from_json_schema(content, overrides=READING)
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
     return Grammar(matcher, tokenizer.vocab_size)
+
+
+def _too_narrow(part: Any) -> Mapping[str, Any] | None:
+    """A part of a schema whose bounds llguidance 1.9 misreads: they are less than 1 apart, and one of them is
+    a whole number that is excluded."""
+    if isinstance(part, list):
+        return next(filter(None, map(_too_narrow, part)), None)
+    if not isinstance(part, Mapping):
+        return None
+    numbers = {key: part[key] for key in BOUNDS if isinstance(part.get(key), int | float)}
+    low = max((numbers[key] for key in BOUNDS[:2] if key in numbers), default=-math.inf)
+    high = min((numbers[key] for key in BOUNDS[2:] if key in numbers), default=math.inf)
+    excluded = any(key.startswith("exclusive") and numbers[key] % 1 == 0 for key in numbers)
+    return part if excluded and low < high < low + 1 else _too_narrow(list(part.values()))
 
 
 def tokens_for_grammars(tokenizer: PreTrainedTokenizerFast, ends: Sequence[int]) -> "LLTokenizer":

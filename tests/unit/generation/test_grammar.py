@@ -133,6 +133,20 @@ def test_rows_with_and_without_a_grammar_answer_as_each_alone(
     assert len(set(together)) == len(requests)
 
 
+def test_no_property_hides_behind_escapes(tokenizers: dict[str, PreTrainedTokenizerFast]) -> None:
+    """A name written so would be any other's, to which another part of the schema belongs."""
+    tokenizer = tokenizers["byte level"]
+    schema = {
+        "type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "string"},
+    }  # fmt: skip
+    constraint = json_grammar(schema, Speaker(None, tokenizer)).begin()
+    for token in tokenizer('{"\\', add_special_tokens=False)["input_ids"]:
+        assert constraint.allowed[token]
+        constraint.take(token)
+    allowed = "".join(text_of([token], tokenizer)[0] for token in constraint.allowed.nonzero()[:, 0].tolist())
+    assert sorted(set(allowed)) == sorted('"\\bfnrt')
+
+
 def test_an_answer_ends_when_nothing_can_come_any_more(
     tiny_base: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -159,6 +173,9 @@ def test_a_loaded_model_answers_by_a_schema(tiny_base: Path) -> None:
         ({"$ref": "https://example.com/schema.json"}, "retrieving it failed"),
         ({"$ref": "file:///etc/passwd"}, "retrieving it failed"),
         ({"$ref": "#"}, "no text fulfils it"),
+        ({"items": {"exclusiveMinimum": 0, "maximum": 0.5}}, "bounds are less than 1 apart"),
+        ({"exclusiveMaximum": 10**400, "minimum": 1.5}, "number out of range"),
+        ({"const": {1, 2}}, "the schema is no JSON"),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "llguidance can't honour the schema"),
         ({"enum": ["x" * LARGEST_SCHEMA_BYTES]}, "the schema has 65,[0-9]+ bytes; expected at most 65,536"),
     ],
