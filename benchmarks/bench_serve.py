@@ -1,5 +1,6 @@
 """Tokens per second of `finetune serve`: requests one after another and at once, beside `transformers serve`
-as it comes and with continuous batching; and the time to the first token beside `generate`.
+as it comes and with continuous batching; and the time to the first token of our server beside that of
+`generate` in one process: the same prompts, of which nothing was computed before, by turns.
 
     python benchmarks/bench_serve.py                               # ours
     python benchmarks/bench_serve.py --fastapi FOLDER              # and transformers' own server
@@ -19,13 +20,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 from bench_train import ROOT, base_folder
+
+from finetune import api
+from finetune.loaded_model import Model
 
 TOPICS = (
     "a lamp",
@@ -41,6 +45,10 @@ OURS = "finetune serve"
 PEERS = {"transformers serve": (), "transformers serve, continuous": ("--continuous-batching",)}
 START_SECONDS = 300.0
 LONGEST_SECONDS = 3600.0
+PROMPT_WORDS = (10, 250)
+"""Numbers; SmolLM2 has a token for each digit."""
+FIRST_TOKENS = 8
+"""Prompts in each round."""
 Figures = dict[str, float]
 
 
@@ -56,12 +64,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     model = asked.model or base_folder()
+    loaded = api.load(model)
     found: dict[str, list[Figures]] = {}
-    for _ in range(asked.rounds):
+    first: dict[int, list[tuple[float, float]]] = {words: [] for words in PROMPT_WORDS}
+    for turn in range(asked.rounds):
         for name, command in commands(model, asked.fastapi).items():
             called = model.name if name == OURS else str(model)
             with serving(command, asked.fastapi) as address:
                 figures = asyncio.run(measure(address, called, asked.requests, asked.tokens))
+                for words in PROMPT_WORDS if name == OURS else ():
+                    first[words] += first_tokens(address, called, loaded, words, 1_000 * turn)
             found.setdefault(name, []).append(figures)
             print(f"{name}: {shown(figures)}", flush=True)
     print(f"\nmedian of {asked.rounds}, {asked.requests} requests of {asked.tokens} tokens")
@@ -72,8 +84,10 @@ def main() -> None:
     print(f"\nat once beside one after another: {ours['at once'] / ours['one by one']:.2f} x")
     for name in PEERS.keys() & medians.keys():
         print(f"beside {name}, at once: {ours['at once'] / medians[name]['at once']:.2f} x")
-    alone, first = generate_seconds(model, asked.rounds), ours["first token"]
-    print(f"first token: {first:.3f} s, generate: {alone:.3f} s, {first / alone:.2f} x")
+    for words, pairs in first.items():
+        served, alone = (statistics.median(times) for times in zip(*pairs, strict=True))
+        ratio = statistics.median(one / other for one, other in pairs)
+        print(f"first token of {words} words: {served:.3f} s, generate {alone:.3f} s, {ratio:.2f} x")
 
 
 def commands(model: Path, fastapi: Path | None) -> dict[str, list[str]]:
@@ -157,17 +171,35 @@ def said(event: dict[str, Any]) -> bool:
     return any(choice["delta"].get("content") for choice in event["choices"])
 
 
-def generate_seconds(model: Path, rounds: int) -> float:
-    """How long `generate` takes for an answer of one token."""
-    from finetune import api
+def first_tokens(
+    address: str, called: str, loaded: Model, words: int, number: int
+) -> list[tuple[float, float]]:
+    """The seconds to the first text of a stream, by the server and by `generate`, for each of some prompts
+    that begin differently. Which comes first changes; the first prompt only warms up."""
+    with httpx.Client(base_url=address, timeout=LONGEST_SECONDS) as client:
 
-    loaded, found = api.load(model), []
-    for number in range(5 * rounds + 1):
-        text = f"Tell me a very long story about {TOPICS[number % len(TOPICS)]}, part {5_000 + number}."
-        began = time.perf_counter()
-        loaded.answers([text], max_new_tokens=1)
-        found.append(time.perf_counter() - began)
-    return statistics.median(found[1:])
+        def served(text: str) -> None:
+            body = {"model": called, "prompt": text, "temperature": 0, "max_tokens": 8, "stream": True}
+            with client.stream("POST", "/v1/completions", json=body) as stream:
+                next(line for line in stream.iter_lines() if '"text": "' in line)
+
+        def generated(text: str) -> None:
+            next(loaded.stream(text, max_new_tokens=8, how="plainly"))
+
+        found = []
+        for turn in range(FIRST_TOKENS + 1):
+            text = " ".join(str(number + turn + place) for place in range(words))
+            ways = (served, generated) if turn % 2 else (generated, served)
+            times = {way: seconds(way, text) for way in ways}
+            found.append((times[served], times[generated]))
+    return found[1:]
+
+
+def seconds(way: Callable[[str], None], text: str) -> float:
+    """How long it takes."""
+    began = time.perf_counter()
+    way(text)
+    return time.perf_counter() - began
 
 
 def middle(rounds: list[Figures]) -> Figures:

@@ -11,6 +11,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "gguf": {"gguf": "gguf", "xllamacpp": "xllamacpp"},
     "compressed": {"compressed_tensors": "compressed-tensors"},
     "benchmarks": {"lm_eval": "lm-eval"},
+    "serve": {"llguidance": "llguidance"},
     "rewards": {"jsonschema": "jsonschema"},
     "sweep": {"optuna": "optuna", "cmaes": "cmaes"},
 }

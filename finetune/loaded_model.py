@@ -83,14 +83,16 @@ class Model:
         seed: int = 0,
         batch_size: int | None = None,
         how: "Asked | None" = None,
+        json_schema: Mapping[str, Any] | None = None,
         progress: "OnProgress | None" = None,
     ) -> "list[Generated]":
         """An answer to each text or conversation, and where it was cut.
 
         Temperature 0 takes the likeliest token each time; above, tokens are drawn from `seed`. `how` asks
-        texts "plainly" or "by the chat template", as the run's rows were written where it is None. Raises
-        FinetuneError for a classification head, a conversation without a chat template, and prompts that
-        leave no position for an answer.
+        texts "plainly" or "by the chat template", as the run's rows were written where it is None. With a
+        `json_schema` each answer is JSON that it describes, unless it is cut; the model isn't shown the
+        schema. Raises FinetuneError for a classification head, a conversation without a chat template,
+        prompts that leave no position for an answer, and a schema that can't be honoured.
         """
         from finetune.generation.generate import generate
 
@@ -106,6 +108,7 @@ class Model:
             batch_size=batch_size or self.options.batch_size,
             temperature=temperature,
             seed=seed,
+            json_schema=json_schema,
             progress=progress,
         )
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from finetune.engines.sharded import group_of
 from finetune.errors import FinetuneError
 from finetune.generation.answer_text import AnswerText
+from finetune.generation.grammar import Constraint, within
 from finetune.generation.model import answer_room, causal_model
 from finetune.generation.request import Finish, Piece, Request, TokenLogprob
 from finetune.generation.row_cache import BY_ROW, RowPlace, Shelf, Shelves, Span, Spans, tokens_in_memory
@@ -50,6 +51,7 @@ class _Row:
     text: AnswerText
     generator: torch.Generator
     place: RowPlace
+    constraint: Constraint | None
     computed: int = 0
     """Of how many tokens there are keys and values."""
     reused: int = 0
@@ -170,7 +172,11 @@ class ContinuousBatch:
         scores = self._scores(work, ready)
         if not ready:
             return []
-        tokens = next_tokens(scores, [row.request for row in ready], [row.generator for row in ready])
+        tokens = next_tokens(
+            within(scores, [row.constraint for row in ready]),
+            [row.request for row in ready],
+            [row.generator for row in ready],
+        )
         return [
             self._advance(row, own, *token) for row, own, token in zip(ready, scores, tokens, strict=True)
         ]
@@ -218,6 +224,7 @@ class ContinuousBatch:
             AnswerText(request.speaker.tokenizer, request.stop),
             torch.Generator().manual_seed(seed_of(request.seed, list(request.prompt), request.index)),
             place,
+            None if request.grammar is None else request.grammar.begin(),
         )
         if source is not None and shared >= LEAST_SHARED_TOKENS:
             place.take_over(source.place, shared)
@@ -296,17 +303,23 @@ class ContinuousBatch:
         request = row.request
         row.tokens.append(token)
         text = row.text.add(token)
+        if row.constraint is not None:
+            row.constraint.take(token)
         finish = self._finish(row, token)
         if finish is not None:
             text += row.text.finish()
             self._keep(row)
             self._leave(row)
         logprob = None if request.logprobs is None else _logprob(scores, token, request.logprobs)
-        return Piece(request, token, text, row.made, row.reused, drawn_logprob, logprob, finish)
+        error = None if row.constraint is None else row.constraint.error
+        return Piece(request, token, text, row.made, row.reused, drawn_logprob, logprob, finish, error)
 
     def _finish(self, row: _Row, token: int) -> Finish | None:
-        if row.text.stopped or token in row.request.speaker.ends:
+        complete = row.constraint is not None and row.constraint.complete
+        if row.text.stopped or complete or token in row.request.speaker.ends:
             return "stop"
+        if row.constraint is not None and row.constraint.error is not None:
+            return "error"
         return "length" if row.made >= row.room else None
 
     # --- Memory
@@ -349,7 +362,8 @@ class ContinuousBatch:
         place = self._shelves.take_alone(row.computed)
         if place is not None:
             place.take_over(row.place, row.computed)
-            self._kept[next(self._numbers)] = replace(row, place=place)
+            request = replace(row.request, grammar=None)  # which may take much memory
+            self._kept[next(self._numbers)] = replace(row, request=request, place=place, constraint=None)
 
 
 def _adapter_name(work: tuple[_Row, int]) -> str:

@@ -1,8 +1,9 @@
 """Prompts to text: the answers of many prompts, one answer as it comes, and where answers were cut."""
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -11,6 +12,7 @@ from data_prep.messages import Message, PlainText
 from data_prep.tokenizers.tokens import ids_of
 from finetune.errors import FinetuneError
 from finetune.generation.continuous import ContinuousBatch
+from finetune.generation.grammar import json_grammar
 from finetune.generation.model import evaluating, positions_of
 from finetune.generation.request import Piece, Request, Speaker
 
@@ -34,6 +36,7 @@ def generate(
     batch_size: int,
     temperature: float = 0.0,
     seed: int = 0,
+    json_schema: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Generated]:
     """An answer for each prompt (token ids), in the prompts' order.
@@ -42,12 +45,14 @@ def generate(
     the likeliest token each time; otherwise tokens are drawn, from `seed` and the prompt, whatever is beside
     it. An answer ends at the end of its turn, after max_new_tokens, or where the base has no more positions;
     the base's own generation_config.json has no say. `progress` is told how many answers are there, and of
-    how many. Raises FinetuneError for a prompt that is empty or that leaves no position for an answer.
+    how many. With a `json_schema` each answer is JSON that it describes, unless it is cut. Raises
+    FinetuneError for a prompt that is empty or that leaves no position for an answer, and for a schema that
+    can't be honoured.
 
     The model is left as it was found. Where it is cut up among processes all must call this, each with
     prompts of its own or the same.
     """
-    requests = _requests(tokenizer, prompts, max_new_tokens, temperature, seed)
+    requests = _requests(tokenizer, prompts, max_new_tokens, temperature, seed, json_schema)
     return [
         Generated(
             "".join(piece.text for piece in pieces),
@@ -116,12 +121,16 @@ def _requests(
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    json_schema: Mapping[str, Any] | None = None,
 ) -> list[Request]:
     """An answer is drawn from its prompt, and how often that was asked before."""
     speaker, asked, found = Speaker(None, tokenizer), Counter[tuple[int, ...]](), []
+    grammar = None if json_schema is None else json_grammar(json_schema, speaker)
     for prompt in prompts:
         again = asked[key := tuple(prompt)]
-        found.append(Request(speaker, prompt, max_new_tokens, temperature, seed=seed, index=again))
+        found.append(
+            Request(speaker, prompt, max_new_tokens, temperature, seed=seed, index=again, grammar=grammar)
+        )
         asked[key] += 1
     return found
 
@@ -144,13 +153,16 @@ def _answers(
 
 def pieces_of(model: PreTrainedModel, requests: Sequence[Request], *, rows: int) -> Iterator[Piece]:
     """The pieces of the answers to requests, as they come. Raises FinetuneError for one that can't be
-    answered."""
+    answered, or whose grammar can't be followed to an end."""
     with evaluating(model):
         batch = ContinuousBatch(model, rows=rows)
         for request in requests:
             batch.add(request)
         while batch.goes_on:
-            yield from batch.step()
+            for piece in batch.step():
+                if piece.finish == "error":
+                    raise FinetuneError(f"{piece.error}.")
+                yield piece
 
 
 def conversation_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast) -> list[int]:

@@ -2,14 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.chat.rendering import end_of_turn_ids
+from finetune.generation.grammar import Grammar, tokens_for_grammars
 
-Finish = Literal["stop", "length"]
-"""The end of the turn or a text of `stop`; max_new_tokens or the base's last position."""
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+Finish = Literal["stop", "length", "error"]
+"""The end of the turn, of the grammar, or a text of `stop`; max_new_tokens or the base's last position; a
+grammar that can't be followed any more."""
 
 
 class Speaker:
@@ -19,6 +25,11 @@ class Speaker:
     def __init__(self, adapter: str | None, tokenizer: PreTrainedTokenizerFast):
         self.adapter, self.tokenizer = adapter, tokenizer
         self.ends = frozenset(end_of_turn_ids(tokenizer))
+
+    @cached_property
+    def grammar_tokens(self) -> "LLTokenizer":
+        """What grammars of its answers are read with. Raises FinetuneError where llguidance can't."""
+        return tokens_for_grammars(self.tokenizer, sorted(self.ends))
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +55,13 @@ class Request:
     logprobs: int | None = None
     """Of how many of the likeliest tokens the log-probabilities are told beside those of the answer; None
     tells none."""
+    grammar: Grammar | None = None
+    """What the answer may be."""
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token of an answer, ln of its probability without temperature and top_p, and those of the
+    """A token of an answer, ln of its probability without temperature, top_p and grammar, and those of the
     likeliest."""
 
     token: int
@@ -68,7 +81,9 @@ class Piece:
     reused_tokens: int
     """Of the prompt, whose keys and values were there."""
     drawn_logprob: float | None = None
-    """ln of the token's probability at the temperature at which it was drawn, of all tokens, whatever top_p,
-    top_k and min_p left out; None at temperature 0."""
+    """ln of the token's probability at the temperature at which it was drawn, of all tokens that the grammar
+    allowed, whatever top_p, top_k and min_p left out; None at temperature 0."""
     logprob: TokenLogprob | None = None
     finish: Finish | None = None
+    error: str | None = None
+    """Why the answer ended with an error."""

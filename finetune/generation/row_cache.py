@@ -44,7 +44,8 @@ class Shelf:
         self.rows, self.capacity = rows, capacity
         self.free = set(range(rows))
         self._layers: dict[int, torch.Tensor] = {}
-        self._cleared: dict[int, int] = {}
+        self._reached: dict[int, list[int]] = {}
+        """Of each layer, up to which token each row has numbers."""
 
     @property
     def tokens(self) -> int:
@@ -56,19 +57,26 @@ class Shelf:
         """The rows up to the last that isn't free."""
         return max(set(range(self.rows)) - self.free, default=-1) + 1
 
-    def layer(self, number: int, end: int, like: torch.Tensor) -> torch.Tensor:
-        """A layer's keys and values, with numbers up to token `end`, made like others (2 x 1 x K x N x D)."""
+    def layer(self, number: int, like: torch.Tensor) -> torch.Tensor:
+        """A layer's keys and values, made like others (2 x 1 x K x N x D)."""
         held = self._layers.get(number)
         if held is None:
             shape = (2, self.rows, like.shape[2], self.capacity, like.shape[4])
             held = self._layers[number] = like.new_empty(shape)
-        cleared = self._cleared.get(number, 0)
-        if end > cleared:
-            # What a row hasn't reached is masked, and must still be a number. Memory that is never reached is
-            # never touched.
-            self._cleared[number] = end = in_blocks(end, self.capacity)
-            held[:, :, :, cleared:end] = 0
+            self._reached[number] = [0] * self.rows
         return held
+
+    def reach(self, layer: int, row: int, end: int) -> None:
+        """Know that a row has numbers up to token `end`."""
+        self._reached[layer][row] = max(end, self._reached[layer][row])
+
+    def fill(self, layer: int, rows: int, end: int) -> None:
+        """See to it that the first rows have numbers up to token `end`: what a row hasn't reached is masked,
+        and must still be a number. Memory that is never reached is never touched."""
+        if min(reached := self._reached[layer][:rows]) < end:
+            for row, known in enumerate(reached):
+                self._layers[layer][:, row, :, known:end] = 0
+                self.reach(layer, row, end)
 
 
 def in_blocks(tokens: int, most: int) -> int:
@@ -86,8 +94,9 @@ class RowPlace(NamedTuple):
         """A layer's keys and values (1 x K x L x D) with new ones (2 x 1 x K x N x D) from position `start`
         on."""
         end = start + new.shape[3]
-        row = self.shelf.layer(layer, end, new)[:, self.number : self.number + 1]
+        row = self.shelf.layer(layer, new)[:, self.number : self.number + 1]
         row[:, :, :, start:end] = new
+        self.shelf.reach(layer, self.number, end)
         keys, values = row[:, :, :, :end].unbind(0)
         return keys, values
 
@@ -246,7 +255,8 @@ def _of_shelf(
 ) -> torch.Tensor:
     """What the newest tokens of a shelf's rows see, R x K x (H / K) x D: heads that share keys are as queries
     of one head."""
-    held = group.shelf.layer(layer, group.length, new)
+    held = group.shelf.layer(layer, new)
+    group.shelf.fill(layer, len(group.asked), group.length)
     held[:, group.numbers, :, group.positions] = new[:, 0, :, group.tokens].permute(2, 0, 1, 3)
     asked = queries[group.asked]
     keys, values = held[:, : len(asked), :, : group.length].unbind(0)

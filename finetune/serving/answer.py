@@ -44,7 +44,8 @@ class Call:
             worker.answer(batch, request, receive)
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """The pieces of all answers, until the last is whole. Raises what ended one."""
+        """The pieces of all answers, until the last is whole. Raises what ended one: ApiError (400) where its
+        grammar could not be followed."""
         while self._open:
             given = await self._given.get()
             self.first_piece = self.first_piece or time.monotonic()
@@ -52,6 +53,8 @@ class Call:
                 raise given
             if given.finish is not None:
                 self._open.discard(given.request)
+            if given.finish == "error":
+                raise ApiError(400, str(given.error), param="response_format")
             yield given
 
     def close(self) -> None:
@@ -103,7 +106,7 @@ class Answer(Response):
                 self._writer.choices[piece.request].take(piece)
             content, status = self._writer.whole(), 200
         except Exception as error:  # noqa: BLE001 - the log has it, the client is told that there is one
-            content, status = _failure(error), 500
+            content, status = _told(error)
         await JSONResponse(content, status)(scope, receive, send)
         return status
 
@@ -124,16 +127,19 @@ class Answer(Response):
             if self._with_usage:
                 await tell(self._writer.usage_event())
         except Exception as error:  # noqa: BLE001 - see above
-            status = 500
-            await tell(event(_failure(error)))
+            content, status = _told(error)
+            await tell(event(content))
         await tell(LAST_EVENT)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return status
 
 
-def _failure(error: Exception) -> dict[str, object]:
+def _told(error: Exception) -> tuple[dict[str, object], int]:
+    """What the client is told of what ended its answer, and the status."""
+    if isinstance(error, ApiError):
+        return error.body, error.status
     logger.error("an answer could not be finished: %s", error, exc_info=error)
-    return ApiError(500, "the answer could not be finished; the server's log says why").body
+    return ApiError(500, "the answer could not be finished; the server's log says why").body, 500
 
 
 async def _gone(receive: Receive) -> None:

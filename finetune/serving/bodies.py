@@ -1,12 +1,14 @@
 """What a request may ask: the fields of OpenAI's API that are honoured. Any other is refused by its name,
 unless it asks for what happens anyway."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from data_prep.text import shown
+from finetune.generation.grammar import ANY_OBJECT
 from finetune.serving.errors import ApiError
 
 MOST_CHOICES = 16
@@ -50,6 +52,37 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class JsonSchema(BaseModel):
+    """The schema of an answer. `strict` or not, the answer follows it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    content: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """That an answer is JSON."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise ValueError("json_schema is of type json_schema, and needed there")
+        return self
+
+    @property
+    def schema_asked(self) -> Mapping[str, Any]:
+        """What the answer must fulfil."""
+        return ANY_OBJECT if self.json_schema is None else self.json_schema.content
+
+
 class Body(BaseModel):
     """What both kinds of requests may ask."""
 
@@ -82,6 +115,7 @@ class ChatBody(Body):
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     logprobs: bool = False
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    response_format: ResponseFormat | None = None
     tool_choice: Literal["none", "auto"] = "auto"
     tools: list[dict[str, Any]] = []
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
@@ -92,6 +126,8 @@ class ChatBody(Body):
             raise ValueError("top_logprobs needs logprobs: true")
         if None not in (self.max_tokens, self.max_completion_tokens):
             raise ValueError("max_tokens and max_completion_tokens are the same: give one")
+        if self.response_format is not None and self.tools and self.tool_choice == "auto":
+            raise ValueError("response_format with tools: no answer can be both; leave one out")
         return self
 
     @property

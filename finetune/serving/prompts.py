@@ -12,6 +12,7 @@ from data_prep.tokenizers.tokens import ids_of
 from finetune.errors import FinetuneError
 from finetune.generation.asking import turns_of
 from finetune.generation.generate import plain_ids
+from finetune.generation.grammar import Grammar, json_grammar
 from finetune.generation.request import Request
 from finetune.serving.bodies import Body, ChatBody, CompletionBody
 from finetune.serving.errors import ApiError
@@ -42,7 +43,16 @@ def chat_requests(body: ChatBody, model: ServedModel) -> tuple[list[Request], Ca
         ids = ids_of(renderer.render_prompt(messages, tools), tokenizer)
     except DataError as error:
         raise ApiError(400, str(error), param="tools" if tools else "messages") from None
-    return _choices(body, model, [ids]), form
+    return _choices(body, model, [ids], _grammar(body, model)), form
+
+
+def _grammar(body: ChatBody, model: ServedModel) -> Grammar | None:
+    if body.response_format is None:
+        return None
+    try:
+        return json_grammar(body.response_format.schema_asked, model.speaker)
+    except FinetuneError as error:
+        raise ApiError(400, str(error), param="response_format") from None
 
 
 def _without_nothing(message: dict[str, Any]) -> dict[str, Any]:
@@ -71,12 +81,15 @@ def _text_ids(prompt: str | list[int], model: ServedModel) -> list[int]:
     return prompt
 
 
-def _choices(body: Body, model: ServedModel, prompts: Sequence[Sequence[int]]) -> list[Request]:
+def _choices(
+    body: Body, model: ServedModel, prompts: Sequence[Sequence[int]], grammar: Grammar | None = None
+) -> list[Request]:
     """`n` requests for each prompt, drawn from one seed."""
     seed = body.seed if body.seed is not None else secrets.randbits(63)
     options: dict[str, Any] = {
         "max_new_tokens": body.longest or model.max_new_tokens, "temperature": body.temperature,
         "top_p": body.top_p, "seed": seed, "stop": tuple(body.stop), "logprobs": body.likeliest,
+        "grammar": grammar,
     }  # fmt: skip
     requests = [
         Request(model.speaker, prompt, index=index, **options)

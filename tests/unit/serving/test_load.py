@@ -22,6 +22,7 @@ CHAT = {
     "model": "lamps", "messages": [{"role": "user", "content": "Count."}], "max_tokens": 3, "temperature": 0.5, "top_p": 0.9,
     "n": 1, "seed": 1, "stop": ["x"], "stream": False, "stream_options": {"include_usage": True}, "logprobs": True,
     "top_logprobs": 1, "tools": [], "tool_choice": "auto",
+    "response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"type": "object"}}},
 }  # fmt: skip
 TEXT = {"model": "tuned", "prompt": "x", "max_tokens": 3, "logprobs": 1, "stop": "y", "n": 2, "stream": True}
 NASTY: list[Any] = [

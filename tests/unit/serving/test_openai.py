@@ -160,7 +160,6 @@ def test_a_model_that_is_not_served(client: openai.OpenAI) -> None:
     ("options", "field", "message"),
     [
         ({"frequency_penalty": 0.5}, "frequency_penalty", "is not supported but for 0: leave it out"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "is not supported"),
         ({"extra_body": {"top_k": 5}}, "top_k", "is not supported: leave it out"),
         ({"temperature": 3}, "temperature", "less than or equal to 2; got 3"),
         ({"n": 0}, "n", "greater than or equal to 1"),
