@@ -3,7 +3,7 @@
 // in the same scope as board.js, which comes before it.
 const editor = document.getElementById("editor");
 const area = document.getElementById("text");
-const numbers = editor.querySelector(".lines");
+const numbers = editor.querySelector(".numbers");
 const list = document.getElementById("completion");
 const saved = document.getElementById("saved");
 let kept = area.value;
@@ -128,8 +128,10 @@ function chosen() {
 function take(item) {
   const at = area.selectionStart;
   area.setSelectionRange(at - replaced, at);
-  // By the browser's own editing, so that it can be undone.
-  document.execCommand("insertText", false, item.dataset.text);
+  const { text } = item.dataset;
+  // Where a colon follows there is one already. By the browser's own editing, so that it can be undone.
+  const word = /^\s*:/.test(area.value.slice(at)) ? text.replace(/:\s*$/, "") : text;
+  document.execCommand("insertText", false, word);
   close();
 }
 
