@@ -34,6 +34,7 @@ from finetune.board.pages import Pages, command_of
 from finetune.board.workspace import Conflict, RecipeText, Workspace, stop_process
 from finetune.errors import FinetuneError
 from finetune.reporting.page import hover_script
+from finetune.runs.commands import shell_command
 from finetune.runs.guard import Guard
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,9 @@ class Board:
         verb, about = form.get("verb", ""), form.get("about", "")
         words = words_of(self.workspace, verb, about, form)
         subject = form["run"].strip() if verb == "train" else about
-        job = self.jobs.start(words, subject, self.workspace.folder, page=ACTIONS[verb].page)
+        answering = self.jobs.running(shell_command(*words)) if verb == "serve" else None
+        folder, page = self.workspace.folder, ACTIONS[verb].page
+        job = answering or self.jobs.start(words, subject, folder, page=page)
         return f"/runs/{quote(subject)}" if job.verb == "train" else f"/jobs/{job.name}"
 
     async def stop_job(self, http: Request) -> Response:

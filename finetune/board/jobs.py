@@ -16,7 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ ENDINGS = {
     CheckFailed.exit_code: "a check does not hold",
     signals.STOPPED: "stopped",
     signals.INTERRUPTED: "interrupted",
+    -signal.SIGTERM: "stopped",
 }
 KEY = "key"
 RECIPE_VERBS = ("check", "data", "plan", "train")
@@ -171,20 +173,34 @@ class Jobs:
         own. Raises FinetuneError where the same command runs already."""
         self._started = [process for process in self._started if process.poll() is None]
         command = shell_command(*words)
-        for job in self.all():
-            if job.command == command and job.state == RUNNING:
+        with self._alone():
+            if self.running(command) is not None:
                 raise FinetuneError(
                     f"`{command}` runs already (started in another tab, or twice): wait for it, or stop it."
                 )
-        self._forget_old()
-        own = self._make()
-        kept = [str(own / word) if page and word == page else word for word in words]
-        values = {"words": kept, "folder": str(folder), "about": about, "created": time.time()}
-        write_private(own / "job.json", json.dumps(values | {"command": command}))
-        self._launch(own, words[0])
+            self._forget_old()
+            own = self._make()
+            kept = [str(own / word) if page and word == page else word for word in words]
+            values = {"words": kept, "folder": str(folder), "about": about, "created": time.time()}
+            write_private(own / "job.json", json.dumps(values | {"command": command}))
+            self._launch(own, words[0])
         found = self.find(own.name)
         assert found is not None  # noqa: S101 - it was written
         return found
+
+    def running(self, command: str) -> BoardJob | None:
+        """The job that runs this very command now."""
+        return next((job for job in self.all() if job.command == command and job.state == RUNNING), None)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While this lasts no other tab, and no other board, starts anything in this folder."""
+        for above in (self.folder.parent.parent, self.folder.parent):
+            above.mkdir(parents=True, exist_ok=True)
+        make_private(self.folder)
+        with os.fdopen(open_own(self.folder / "starting", os.O_RDWR), "r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _launch(self, own: Path, verb: str) -> None:
         environment = os.environ | {"NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
@@ -211,18 +227,10 @@ class Jobs:
 
     def _make(self) -> Path:
         """A folder of the next number."""
-        for above in (self.folder.parent.parent, self.folder.parent):
-            above.mkdir(parents=True, exist_ok=True)
-        make_private(self.folder)
-        number = max((int(name) for name in os.listdir(self.folder) if name.isdigit()), default=0)
-        while True:
-            number += 1
-            own = self.folder / f"{number:04d}"
-            try:
-                own.mkdir(mode=0o700)
-            except FileExistsError:
-                continue
-            return own
+        number = max((int(name) for name in os.listdir(self.folder) if name.isdigit()), default=0) + 1
+        own = self.folder / f"{number:04d}"
+        make_private(own)
+        return own
 
     def _forget_old(self) -> None:
         for job in self.all()[MOST_KEPT:]:

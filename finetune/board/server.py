@@ -9,6 +9,7 @@ import uvicorn
 
 from finetune.board.app import TOKEN, Board
 from finetune.board.workspace import Workspace
+from finetune.errors import FinetuneError
 from finetune.runs.guard import ADDRESS
 from finetune.serving.listening import listening_socket
 
@@ -20,8 +21,11 @@ def run_board(runs: Path, port: int, tell: Callable[[str], None]) -> None:
     """Serve the working folder, whose runs are in `runs`, until Ctrl-C or SIGTERM. `tell` gets the address,
     which has the token.
 
-    What the board has started goes on afterwards. Raises FinetuneError where the port can't be had.
+    What the board has started goes on afterwards. Raises FinetuneError where the port can't be had, or `runs`
+    is no folder.
     """
+    if runs.exists() and not runs.is_dir():
+        raise FinetuneError(f"{runs} is a file: name the folder that holds run folders, or leave it out.")
     workspace = Workspace(Path.cwd(), runs.absolute())
     token = secrets.token_urlsafe(24)
     with listening_socket(ADDRESS, port) as listening:

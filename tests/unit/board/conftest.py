@@ -8,10 +8,7 @@ from starlette.testclient import TestClient
 
 from finetune.board.app import TOKEN, Board
 from finetune.board.workspace import Workspace
-
-ADDRESS = "http://127.0.0.1:7878"
-SECRET = "the-token-of-this-board"  # noqa: S105 - of no board but this
-COOKIE = "finetune_board_7878"
+from tests.unit.board.asking import ADDRESS, COOKIE, SECRET
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from finetune.board.app import TOKEN
 from tests.support.cli import Says
-from tests.unit.board.conftest import ADDRESS, COOKIE, SECRET
+from tests.unit.board.asking import ADDRESS, COOKIE, SECRET
 
 PATHS = ("/", "/recipes/x.yaml", "/jobs/0001", "/runs/x", "/compare", "/chat/0001/", "/board.js")
 FORMS = ("/recipes", "/recipes/x.yaml", "/check", "/complete", "/command", "/start", "/jobs/0001/stop")
