@@ -195,8 +195,8 @@ class Jobs:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """While this lasts no other tab, and no other board, starts anything in this folder."""
-        for above in (self.folder.parent.parent, self.folder.parent):
-            above.mkdir(parents=True, exist_ok=True)
+        self.folder.parent.parent.mkdir(parents=True, exist_ok=True)
+        make_private(self.folder.parent)
         make_private(self.folder)
         with os.fdopen(open_own(self.folder / "starting", os.O_RDWR), "r+b") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -167,11 +167,21 @@ def _listed(summary: dict[str, Any]) -> dict[str, Any]:
     return {name: summary.get(name) for name in names}
 
 
+def _time(moment: float | str | None) -> str:
+    """A moment (seconds since 1970, or ISO 8601) by this machine's clock; nothing for what is none."""
+    try:
+        if isinstance(moment, str):
+            found = datetime.fromisoformat(moment).astimezone()
+        else:
+            found = datetime.fromtimestamp(moment or 0)
+    except (ValueError, OverflowError, OSError):
+        return ""
+    return found.strftime("%Y-%m-%d %H:%M:%S") if moment else ""
+
+
 def _environment() -> "Environment":
     environment = report_environment(TEMPLATES)
-    environment.filters["time"] = lambda seconds: datetime.fromtimestamp(seconds).strftime(
-        "%Y-%m-%d %H:%M:%S"
-    )
+    environment.filters["time"] = _time
     # The editor holds the file as it is, or saving would change it.
     environment.filters["raw"] = lambda text: Markup(escape(text))  # noqa: S704 - it is escaped
     return environment

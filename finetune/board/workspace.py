@@ -178,11 +178,14 @@ class Workspace:
 
 
 def process_of(run: RunFolder) -> int | None:
-    """The process of this machine that trains a run now."""
+    """The process of this machine and this user that trains a run now."""
+    marker = run.path / RUNNING
     if not run.is_claimed():
         return None
     try:
-        found = HOLDER.match(read_regular(run.path / RUNNING, 1000).decode(errors="replace"))
+        if marker.stat().st_uid != os.getuid():  # which may name any process
+            return None
+        found = HOLDER.match(read_regular(marker, 1000).decode(errors="replace"))
     except OSError:
         return None
     return int(found[1]) if found and found[2] == socket.gethostname() else None

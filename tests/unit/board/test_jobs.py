@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
@@ -187,3 +188,23 @@ def test_the_next_run_has_the_next_name(folder: Path) -> None:
     """As `finetune train` would name it."""
     make_run(folder / "runs", "orders", loss=1.0)
     assert Workspace(folder, folder / "runs").free_run("orders") == "orders-002"
+
+
+def test_a_page_that_a_command_has_written_runs_nothing(jobs: Jobs, folder: Path, user: TestClient) -> None:
+    """Nor is it of the board's origin, whoever has put it there."""
+    job = ended(jobs.start(["check", "quickstart"], "quickstart", folder))
+    assert user.get(f"/jobs/{job.name}/page").status_code == 400
+    (job.folder / "audit.html").write_text("<script>parent.location = '/'</script>")
+    policy = user.get(f"/jobs/{job.name}/page").headers["content-security-policy"]
+    assert policy == "sandbox; frame-ancestors 'self'"
+
+
+def test_a_name_with_markup_is_text(user: TestClient, folder: Path) -> None:
+    """Of a run and of a recipe, wherever it is shown."""
+    name = "<img src=x onerror=alert(1)>"
+    run = make_run(folder / "runs", name, loss=1.0)
+    (folder / f"{name}.yaml").write_text("extends: quickstart\n")
+    pages = [
+        user.get(path).text for path in ("/", f"/runs/{quote(run.name)}", f"/recipes/{quote(name)}.yaml")
+    ]
+    assert all("&lt;img" in page and "<img" not in page for page in pages)
