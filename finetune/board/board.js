@@ -43,7 +43,10 @@ async function look() {
   if (now) {
     say("");
     const fresh = now.getElementById("board").dataset;
-    if (fresh.state !== board.state && !document.querySelector(".dirty")) {
+    // What is new on the page (first samples, a first warning) has no place in this one yet.
+    const parts = (page) => [...page.querySelectorAll("[data-live]")].map((part) => part.dataset.live).join();
+    const other = fresh.state !== board.state || parts(now) !== parts(document);
+    if (other && !document.querySelector(".dirty")) {
       location.reload();
       return;
     }

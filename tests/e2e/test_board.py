@@ -74,25 +74,33 @@ def stop_what_is_left(work: Path) -> None:
             job.stop()
 
 
+VERDICT = "(document.querySelector('.verdict')?.textContent ?? '')"
+
+
+def until(tab: Tab, condition: str) -> None:
+    """Wait until it is so; a page that is just being loaded has nothing yet."""
+    tab.wait_for(f"(() => {{ try {{ return !!({condition}) }} catch {{ return false }} }})()")
+
+
 def has(selector: str) -> str:
-    return f"!!document.querySelector({selector!r})"
+    return f"document.querySelector({selector!r})"
 
 
 def click(tab: Tab, selector: str) -> None:
-    tab.wait_for(has(selector))
-    tab.run(f"document.querySelector({selector!r}).click()")
+    """Click it once it is there; in one script, for a page may be loaded again in between."""
+    until(tab, f"((found) => found && (found.click(), true))({has(selector)})")
 
 
 def act(tab: Tab, verb: str, page: str) -> None:
     """Open an action, start it, and see the page that it leads to."""
     click(tab, f"#action-{verb} summary")
     click(tab, f"#action-{verb} button[type=submit]")
-    tab.wait_for(f"location.pathname.startsWith({page!r}) && document.readyState == 'complete'")
+    until(tab, f"location.pathname.startsWith({page!r}) && document.readyState == 'complete'")
 
 
 def write_recipe(tab: Tab, text: str) -> None:
     """Replace what is in the editor, as by typing."""
-    tab.wait_for(has("#editor .numbers span"))  # which its script draws
+    until(tab, has("#editor .numbers span"))  # which its script draws
     tab.run("text.select()")
     tab.call("Input.insertText", text=text)
 
@@ -102,7 +110,7 @@ def begin(tab: Tab, name: str, text: str) -> None:
     tab.write("#new-name", name)
     click(tab, "#new-recipe button")
     write_recipe(tab, text)
-    tab.wait_for("document.querySelector('#summary').textContent.startsWith('valid')")
+    until(tab, "document.querySelector('#summary').textContent.startsWith('valid')")
 
 
 def test_from_an_empty_page_to_a_chat_with_the_merged_model(
@@ -118,31 +126,31 @@ def test_from_an_empty_page_to_a_chat_with_the_merged_model(
     tab.write("#new-name", "orders")
     click(tab, "#new-recipe button")
     write_recipe(tab, wrong)
-    tab.wait_for("document.querySelector('#problems').textContent.includes('learning_rate?')")
+    until(tab, "document.querySelector('#problems').textContent.includes('learning_rate?')")
     click(tab, "#problems button")
     # The caret is before the wrong key: after it the last letter is typed, and taken from what is offered.
     tab.run("text.setSelectionRange(text.selectionStart + 12, text.selectionStart + 12)")
     tab.call("Input.dispatchKeyEvent", type="char", text="e")
-    tab.wait_for("!completion.hidden")
+    until(tab, "!completion.hidden")
     tab.press_enter()
-    tab.wait_for("document.querySelector('#summary').textContent.startsWith('valid')")
+    until(tab, "document.querySelector('#summary').textContent.startsWith('valid')")
     act(tab, "data", "/jobs/")  # which saves first
-    tab.wait_for(has("iframe"))
+    until(tab, has("iframe"))
     assert "finetune data orders.yaml --preview 5" in tab.run("document.body.innerText")
     tab.call("Page.navigate", url=f"{found.root}/recipes/orders.yaml")
     act(tab, "plan", "/jobs/")
-    tab.wait_for(has("h1 .badge.finished"))
+    until(tab, has("h1 .badge.finished"))
     assert "checkpoints" in tab.run("document.querySelector('.output').textContent")
     tab.call("Page.navigate", url=f"{found.root}/recipes/orders.yaml")
     act(tab, "train", "/runs/")
-    tab.wait_for(has("#action-merge"))
+    until(tab, has("#action-merge"))
     assert tab.run("document.querySelectorAll('svg.chart').length") >= 4
     act(tab, "merge", "/jobs/")
-    tab.wait_for(has("h1 .badge.finished"))
+    until(tab, has("h1 .badge.finished"))
     click(tab, "p.quiet a")
     act(tab, "serve", "/jobs/")
     click(tab, "#chat")
-    tab.wait_for("document.querySelector('select')?.options.length == 3")
+    until(tab, "document.querySelector('select')?.options.length == 3")
     tab.run(
         "[['base', 0], ['merged', 1]].forEach(([name, place]) => {"
         "const select = document.querySelectorAll('select')[place];"
@@ -151,7 +159,7 @@ def test_from_an_empty_page_to_a_chat_with_the_merged_model(
     tab.write("#longest", "8")
     tab.write("#text", "Two lamps, please.")
     tab.press_enter()
-    tab.wait_for("document.querySelectorAll('.note').length == 2 && document.getElementById('stop').disabled")
+    until(tab, "document.querySelectorAll('.note').length == 2 && document.getElementById('stop').disabled")
     notes = tab.run("[...document.querySelectorAll('.note')].map((note) => note.textContent.split(':')[0])")
     assert notes == ["base", "merged"]
     assert all(address.startswith((found.root, "data:", "about:")) for address in tab.requested)
@@ -165,32 +173,29 @@ def test_a_run_outlives_its_board_and_is_stopped_and_resumed(
     found, tab = opened
     begin(tab, "long", RECIPE.replace("BASE", str(tiny_base)).replace("STEPS", "4000"))
     act(tab, "train", "/runs/")
-    tab.wait_for(has("[data-live=curves] svg"))
+    until(tab, has("[data-live=curves] svg"))
     found.process.terminate()
     found.process.wait(timeout=30)
-    tab.wait_for("banner.textContent.includes('What it has started goes on')")
+    until(tab, "banner.textContent.includes('What it has started goes on')")
     with (
         board(tmp_path / "work", int(found.root.rpartition(":")[2])) as later,
         opened_tab(later.address, tmp_path / "second") as second,
     ):
-        tab.wait_for("banner.textContent.includes('started again')")
+        until(tab, "banner.textContent.includes('started again')")
         second.call("Page.navigate", url=f"{later.root}/recipes/long.yaml")
-        second.wait_for(
-            "document.body.innerText.includes('long-001 trains this recipe as it was when it began')"
+        until(
+            second, "document.body.innerText.includes('long-001 trains this recipe as it was when it began')"
         )
         second.call("Page.navigate", url=f"{later.root}/runs/long-001")
-        second.wait_for(
-            has(".verdict") + " && document.querySelector('.verdict').textContent.includes('Running')"
-        )
-        before = second.run("document.querySelector('.verdict').textContent")
-        second.wait_for(f"document.querySelector('.verdict').textContent != {before!r}")
+        until(second, f"{VERDICT}.includes('Running')")
+        before = second.run(VERDICT)
+        until(second, f"{VERDICT} && {VERDICT} != {before!r}")
         click(second, ".stop button")
-        second.wait_for(has("#action-resume"))
-        assert "Stopped" in second.run("document.querySelector('.verdict').textContent")
+        until(second, f"{has('#action-resume')} && {VERDICT}.includes('Stopped')")
         act(second, "resume", "/runs/")
-        second.wait_for(has(".verdict.open") + " && !!document.querySelector('.stop button')")
+        until(second, f"{has('.stop button')} && {VERDICT}.includes('Running')")
         click(second, ".stop button")
-        second.wait_for(has("#action-resume"))
+        until(second, has("#action-resume"))
 
 
 def test_two_tabs_and_a_start_that_is_asked_for_twice(opened: tuple[OpenBoard, Tab], tiny_base: Path) -> None:
@@ -198,7 +203,7 @@ def test_two_tabs_and_a_start_that_is_asked_for_twice(opened: tuple[OpenBoard, T
     found, tab = opened
     begin(tab, "twice", RECIPE.replace("BASE", str(tiny_base)).replace("STEPS", "3"))
     click(tab, ".saving button")
-    tab.wait_for("saved.textContent == 'saved'")
+    until(tab, "saved.textContent == 'saved'")
     # As a tab that was loaded before the first one has started it.
     tab.run("window.fields = new URLSearchParams(new FormData(document.querySelector('#action-train form')))")
     fields = tab.run("String(window.fields)")
@@ -209,7 +214,7 @@ def test_two_tabs_and_a_start_that_is_asked_for_twice(opened: tuple[OpenBoard, T
         f"body: new URLSearchParams({fields!r})}}).then((answer) => answer.json())"
     )
     assert "runs already" in told["error"] or "is there already" in told["error"]
-    tab.wait_for(has("#action-merge"))
+    until(tab, has("#action-merge"))
     tab.call("Page.navigate", url=f"{found.root}/")
-    tab.wait_for(has("[data-live=runs] tbody"))
+    until(tab, has("[data-live=runs] tbody"))
     assert tab.run("document.querySelectorAll('[data-live=runs] tbody tr').length") == 1
