@@ -6,11 +6,13 @@ import re
 import secrets
 import signal
 import socket
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from data_prep.disk import PARTIAL, read_regular, umask
+from data_prep.disk import PARTIAL, open_regular, read_regular, umask
 from finetune.errors import FinetuneError
 from finetune.recipe.reading.layers import SECTION_BEGINS
 from finetune.recipe.shipped import recipes_folder, shipped_recipes
@@ -20,7 +22,7 @@ SUFFIXES = (".yaml", ".yml")
 RECIPE_BYTES = 2**20
 DEEPEST = 4
 """Folders below the board's own in which recipes are looked for."""
-MOST_RECIPES = 500
+MOST_FOLDERS, MOST_RECIPES = 1000, 500
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Of a run or a recipe that the board makes."""
 HOLDER = re.compile(r"process (\d+) on (.+)")
@@ -72,22 +74,20 @@ class Workspace:
 
     def recipes(self) -> list[str]:
         """The recipes below the folder, by their paths."""
-        found = (path for path in self._yaml_files(self.folder, 0) if _is_recipe(self.folder / path))
-        return sorted(path for path, _ in zip(found, range(MOST_RECIPES), strict=False))
+        paths = (path for folder in self._folders() for path in _yaml_files(folder) if _is_recipe(path))
+        return sorted(str(path.relative_to(self.folder)) for path in islice(paths, MOST_RECIPES))
 
-    def _yaml_files(self, folder: Path, depth: int) -> Iterator[str]:
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError:
-            return
-        for entry in entries:
-            path = Path(entry.path)
-            if entry.name.startswith((".", "__")) or path == self.runs or is_run(path):
-                continue
-            if entry.is_dir(follow_symlinks=False) and depth < DEEPEST:
-                yield from self._yaml_files(path, depth + 1)
-            elif path.suffix in SUFFIXES and entry.is_file(follow_symlinks=False):
-                yield str(path.relative_to(self.folder))
+    def _folders(self) -> Iterator[Path]:
+        """Where recipes may be: the folder and those below it, the nearest first."""
+        waiting = deque([(self.folder, 0)])
+        for _ in range(MOST_FOLDERS):
+            if not waiting:
+                return
+            folder, depth = waiting.popleft()
+            yield folder
+            if depth < DEEPEST:
+                below = (path for path in _entries(folder) if path.is_dir() and not path.is_symlink())
+                waiting.extend((path, depth + 1) for path in below if path != self.runs and not is_run(path))
 
     def recipe_path(self, name: str) -> Path:
         """A recipe's file. Raises FinetuneError for one outside of the folder, or with another suffix."""
@@ -200,9 +200,22 @@ def stop_process(run: RunFolder) -> None:
     os.kill(process, signal.SIGTERM)
 
 
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder and isn't hidden; nothing where it can't be read."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__")))
+    except OSError:
+        return []
+
+
+def _yaml_files(folder: Path) -> Iterator[Path]:
+    return (path for path in _entries(folder) if path.suffix in SUFFIXES and not path.is_symlink())
+
+
 def _is_recipe(path: Path) -> bool:
     try:
-        return SECTION_BEGINS.search(read_regular(path, RECIPE_BYTES)) is not None
+        with open_regular(path) as file:
+            return SECTION_BEGINS.search(file.read(RECIPE_BYTES)) is not None
     except OSError:
         return False
 
