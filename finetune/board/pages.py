@@ -15,6 +15,7 @@ from finetune.board.actions import (
     RUN_ACTIONS,
     Action,
     defaults,
+    word_of,
     words_of,
 )
 from finetune.board.checking import check_text
@@ -113,15 +114,19 @@ class Pages:
         """Runs side by side. Raises FinetuneError for fewer than two."""
         if len(names) < 2:
             raise FinetuneError("mark two runs or more to compare them.")
-        values = values_of([open_run(self.workspace.run(name).path) for name in dict.fromkeys(names)])
-        return self._draw("run", **values, parent=TEMPLATE, name="", newest=None, stop="", jobs=[], offers=[])
+        paths = [self.workspace.run(name).path for name in dict.fromkeys(names)]
+        words = [word_of(self.workspace.shown(path)) for path in paths]
+        return self._draw(
+            "run", **values_of([open_run(path) for path in paths]), parent=TEMPLATE, newest=None, stop="",
+            jobs=[], offers=[], compared=shell_command("report", *words, "--html", "compared.html"),
+        )  # fmt: skip
 
     def error(self, message: str, heading: str = "That can't be done") -> str:
         """What is wrong with what was asked."""
         return self._draw("error", message=message, heading=heading)
 
     def _draw(self, template: str, **values: Any) -> str:
-        common = {"parent": SKELETON, "workspace": self.workspace, "state": "", "every": 0}
+        common = {"parent": SKELETON, "workspace": self.workspace, "state": "", "every": 0, "compared": ""}
         return self.environment.get_template(f"{template}.html.jinja").render(common | values)
 
     def _run_offers(self, run: RunFolder, outcome: dict[str, Any]) -> list[Offer]:

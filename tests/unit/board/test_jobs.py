@@ -123,7 +123,9 @@ def test_runs_are_listed_and_compared(user: TestClient, folder: Path) -> None:
         make_run(folder / "runs", "orders", loss=loss)
     page = user.get("/").text
     assert page.index("orders-002") < page.index("orders-001")
-    assert "Metrics side by side" in user.get("/compare?run=orders-001&run=orders-002").text
+    compared = user.get("/compare?run=orders-001&run=orders-002").text
+    assert "Metrics side by side" in compared
+    assert "finetune report runs/orders-001 runs/orders-002 --html compared.html" in compared
     assert user.get("/compare?run=orders-001").status_code == 400
 
 
