@@ -666,6 +666,7 @@ def serve(
     models: "AnyModel | Sequence[AnyModel]",
     *,
     base: str | Path | None = None,
+    with_base: bool = False,
     host: str = "127.0.0.1",
     port: int = 8000,
     rows: int = 32,
@@ -673,14 +674,15 @@ def serve(
 ) -> None:
     """Answer OpenAI's API until SIGTERM or Ctrl-C; see finetune.serving.server.serve.
 
-    A model is what `load` takes, or "NAME=MODEL". Raises FinetuneError for an address that can't be had, and
-    the errors of `load`."""
+    A model is what `load` takes, or "NAME=MODEL"; `with_base` is for what the first was trained from, too, as
+    "base". Raises FinetuneError for an address that can't be had, and the errors of `load`."""
     from finetune.serving.server import serve as listen
 
     several = [models] if isinstance(models, str | Path | Run) else models
     listen(
         [str(_path(model)) for model in several],
         base=None if base is None else str(base),
+        with_base=with_base,
         host=host,
         port=port,
         rows=rows,

@@ -47,6 +47,7 @@ VERBS: dict[str, str] = {
     "benchmark": "benchmark",
     "runs": "runs",
     "report": "report",
+    "board": "board",
     "inspect": "inspect",
     "doctor": "doctor",
     "selftest": "selftest",

@@ -49,6 +49,7 @@ def check(
 
     Static unless --deep: no torch, no network.
     """
+    from finetune.models.bases.local import check_local_base
     from finetune.recipe.load import idle_defaults, load_recipe
     from finetune.recipe.rules.packages import check_packages
 
@@ -58,7 +59,7 @@ def check(
         from finetune.engines.launch.check import check_launch, plan_launch
 
         check_launch(plan_launch(launch, processes=processes), loaded.recipe)
-    _check_local_base(loaded)
+    check_local_base(loaded.recipe)
     served = []
     if serve_with is ServedBy.VLLM:
         from finetune.exporting.for_vllm import check_for_vllm
@@ -79,22 +80,6 @@ def check(
         out(f"# {line}")
     written = sum(origin != "default" for origin in loaded.origins.values())
     out(f"# ok: {recipe} is valid; {written} values written, {len(loaded.origins) - written} defaults")
-
-
-def _check_local_base(loaded: "LoadedRecipe") -> None:
-    """What can be known of a base whose folder is here, from its config.json and headers. Raises
-    ModelError."""
-    from pathlib import Path
-
-    recipe = loaded.recipe
-    if not isinstance(recipe.model.base, str) or not Path(recipe.model.base).is_absolute():
-        return
-    from finetune.models.bases.folder import read_config
-    from finetune.models.bases.locate import resolve_base
-    from finetune.models.stored_quantization import check_trainable
-
-    folder = resolve_base(recipe.model).folder
-    check_trainable(read_config(folder), recipe.adapter, str(folder))
 
 
 def _deep(loaded: "LoadedRecipe", allow_code: frozenset[str]) -> list[str]:

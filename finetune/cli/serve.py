@@ -27,6 +27,9 @@ def serve(
         ),
     ],
     base: BaseOption = None,
+    with_base: Annotated[
+        bool, typer.Option("--with-base", help="Serve what the first model was trained from too, as base.")
+    ] = False,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes one that is free.")] = 8000,
     rows: Annotated[
@@ -54,23 +57,26 @@ def serve(
             raise FinetuneError(
                 f"--{' and --'.join(limits)} with --engine: {engine} has limits of its own; leave it out."
             )
-        _by_another(engine, models, base, host, port)
+        _by_another(engine, models, base, with_base, host, port)
         return
     tell_messages(as_json=False)
 
     from finetune import api
 
-    api.serve(models, base=base, host=host, port=port, **limits)
+    api.serve(models, base=base, with_base=with_base, host=host, port=port, **limits)
 
 
-def _by_another(engine: OtherEngine, models: list[str], base: str | None, host: str, port: int) -> None:
+def _by_another(
+    engine: OtherEngine, models: list[str], base: str | None, with_base: bool, host: str, port: int
+) -> None:
     """Print what serves the same by another program; a single command is run where it can be. It asks clients
     for the same key."""
+    from finetune.serving.listening import listening_socket
     from finetune.serving.models import name_targets
     from finetune.serving.other_engines import API_KEYS, commands_of
-    from finetune.serving.server import KEY, api_key, listening_socket
+    from finetune.serving.server import KEY, api_key
 
-    *before, command = commands_of(engine, name_targets(models, base), host, port)
+    *before, command = commands_of(engine, name_targets(models, base, with_base=with_base), host, port)
     with listening_socket(host, 0) as listening:  # which says who can reach it
         key = api_key(host, listening)
     for line in before:

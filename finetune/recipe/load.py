@@ -53,14 +53,15 @@ class LoadedRecipe:
         return self.path.parent.name.rpartition("-")[0] if self.path.name == LOCK else self.path.stem
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, text: str | None = None) -> LoadedRecipe:
     """Load a recipe's file, or a shipped recipe by its name, with `key.path=value` overrides on top.
 
     Relative paths in a recipe start at the file that names them, those of overrides and output.folder at the
-    working directory. Raises RecipeError with every problem that was found.
+    working directory. With `text` the file need not be there, and this is what it is going to hold. Raises
+    RecipeError with every problem that was found.
     """
-    file, shown = _find(path)
-    layers = read_layers(file, shown, overrides)
+    file, shown = _find(path) if text is None else (absolute(str(path), Path.cwd()), str(path))
+    layers = read_layers(file, shown, overrides, text)
     if layers.tree is None or layers.tree.broken:
         raise RecipeError(as_problems(layers.findings, layers.sources))
     tree, absent, variables = resolve_paths(layers.tree)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import data_prep.audit.html_report as audit
 from data_prep.disk import write_private
@@ -20,9 +20,10 @@ from finetune.runs.commands import shell_command
 from finetune.runs.folder import RunFolder, open_run
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment
 
 HERE = Path(__file__).parent
+TEMPLATE = "report.html.jinja"
 LONGEST_TEXT = 4_000
 """Characters of a prompt or an answer that are shown."""
 MOST_SAMPLES = 12
@@ -50,26 +51,31 @@ def write_report(runs: Sequence[Path], output: Path, *, overwrite: bool = False)
 
 def page_of(folders: Sequence[RunFolder]) -> str:
     """The page of these runs."""
+    return report_environment().get_template(TEMPLATE).render(values_of(folders))
+
+
+def values_of(folders: Sequence[RunFolder]) -> dict[str, Any]:
+    """What the template needs to show these runs, for a page that extends it."""
     same = len({run.name for run in folders}) < len(folders)
     records = [read_record(run, str(run.path) if same else run.name) for run in folders]
     several = len(records) > 1
-    return _template().render(
-        records=records,
-        several=several,
-        title=", ".join(record.name for record in records),
-        charts=charts_of([(record.name, record.points) for record in records]),
-        differences=tables.differences(records) if several else [],
-        comparable=all(record.lock is not None for record in records),
-        side_by_side=tables.side_by_side(records) if several else [],
-        resume=_resume,
-        script=_script(),
-        script_hash=base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode(),
-        width=WIDTH,
-        height=HEIGHT,
-        most_samples=MOST_SAMPLES,
-        most_warnings=MOST_WARNINGS,
-        tables=tables,
-    )
+    return {
+        "records": records,
+        "several": several,
+        "title": ", ".join(record.name for record in records),
+        "charts": charts_of([(record.name, record.points) for record in records]),
+        "differences": tables.differences(records) if several else [],
+        "comparable": all(record.lock is not None for record in records),
+        "side_by_side": tables.side_by_side(records) if several else [],
+        "resume": _resume,
+        "script": hover_script(),
+        "script_hash": base64.b64encode(hashlib.sha256(hover_script().encode()).digest()).decode(),
+        "width": WIDTH,
+        "height": HEIGHT,
+        "most_samples": MOST_SAMPLES,
+        "most_warnings": MOST_WARNINGS,
+        "tables": tables,
+    }
 
 
 def _resume(record: Record) -> str:
@@ -85,12 +91,13 @@ def _clipped(text: str) -> str:
 
 
 @cache
-def _script() -> str:
+def hover_script() -> str:
+    """What tells a chart's values under the pointer."""
     return (HERE / "hover.js").read_text(encoding="utf-8").strip()
 
 
 @cache
-def _template() -> "Template":
+def report_environment(*folders: Path) -> "Environment":
+    """The report's templates, and those of folders that extend them."""
     filters = audit.SOURCE_FILTERS | {"clipped": _clipped, "number": tables.number}
-    environment = page_environment(HERE, audit.TEMPLATES, clean=printable, filters=filters)
-    return environment.get_template("report.html.jinja")
+    return page_environment(*folders, HERE, audit.TEMPLATES, clean=printable, filters=filters)

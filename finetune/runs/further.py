@@ -41,10 +41,11 @@ def command_to_train_further(run: RunFolder, lock: Lock, overrides: tuple[str, .
         else f"epochs={recipe.train.epochs or 1}"
     )
     words += overrides or (f"train.{length}",)
-    return shlex.join(["finetune", "train", str(run.lock_path), *words, *_repeated(lock.command)])
+    return shlex.join(["finetune", "train", str(run.lock_path), *words, *repeated_options(lock.command)])
 
 
-def _repeated(command: str) -> list[str]:
+def repeated_options(command: str) -> list[str]:
+    """The options of a command that are wanted again where its run goes on."""
     found: list[str] = []
     try:
         words = shlex.split(command)

@@ -12,10 +12,11 @@ from finetune.generation.request import Speaker
 from finetune.generation.speakers import load_speakers
 from finetune.models.device import choose_precision
 from finetune.recipe.schema.evaluate import EvaluateSection
-from finetune.runs.target import Target, resolve_target
+from finetune.runs.target import Target, base_of, resolve_target
 
 NAMED = re.compile(r"(?P<name>[^/=]+)=(?P<path>.+)")
 """NAME=RUN_OR_MODEL."""
+BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,11 @@ class ServedModel:
     """The longest answer where a request doesn't say."""
 
 
-def name_targets(texts: Sequence[str], base: str | None = None) -> dict[str, Target]:
+def name_targets(
+    texts: Sequence[str], base: str | None = None, *, with_base: bool = False
+) -> dict[str, Target]:
     """What each RUN_OR_MODEL, or NAME=RUN_OR_MODEL, stands for. Without a name it has that of its folder, or
-    its hub id.
+    its hub id. `with_base` is for what the first was trained from, too, as "base".
 
     Raises FinetuneError for none, two of one name, a classification head, and what resolve_target refuses.
     """
@@ -48,9 +51,11 @@ def name_targets(texts: Sequence[str], base: str | None = None) -> dict[str, Tar
             raise FinetuneError(
                 f"{target.description} has a classification head and writes no text: it can't be served."
             )
-        if name in found:
+        if name in found or (with_base and name == BASE):
             raise FinetuneError(f"two models have the name {shown(name)}: give one another, NAME={path}.")
         found[name] = target
+    if with_base:
+        found[BASE] = base_of(next(iter(found.values())))
     return found
 
 

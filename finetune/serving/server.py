@@ -1,6 +1,5 @@
 """A listening server: its socket, its key, the signals, and how it ends."""
 
-import errno
 import ipaddress
 import logging
 import os
@@ -15,6 +14,7 @@ import uvicorn
 from finetune.errors import FinetuneError
 from finetune.generation.base_options import unused_options
 from finetune.serving.app import Server
+from finetune.serving.listening import listening_socket
 from finetune.serving.models import load_models, name_targets
 
 logger = logging.getLogger(__name__)
@@ -24,13 +24,13 @@ KEY = "FINETUNE_API_KEY"
 """The key that clients must send; needed where others than this machine can ask."""
 DRAIN_SECONDS = 60
 """For answers that are being written when the server is asked to end."""
-BACKLOG = 2048
 
 
 def serve(
     models: Sequence[str],
     *,
     base: str | None = None,
+    with_base: bool = False,
     host: str = "127.0.0.1",
     port: int = 8000,
     rows: int = 32,
@@ -39,11 +39,12 @@ def serve(
     """Answer OpenAI's API until SIGTERM or Ctrl-C, and then until what was asked is answered.
 
     `models` are RUN_OR_MODEL or NAME=RUN_OR_MODEL; those that share a base have it in memory once, and answer
-    `rows` requests at a time, while at most `queue` wait. Raises FinetuneError, before models are loaded,
+    `rows` requests at a time, while at most `queue` wait. `with_base` is for what the
+    first was trained from, too. Raises FinetuneError, before models are loaded,
     for an address that can't be had, or that others can reach while there is no key."""
     if rows < 1 or queue < 0:
         raise FinetuneError(f"rows is {rows}, queue {queue}; expected at least 1 and 0.")
-    targets = name_targets(models, base)
+    targets = name_targets(models, base, with_base=with_base)
     with listening_socket(host, port) as listening:
         key = api_key(host, listening)
         loaded = load_models(targets, rows=rows)
@@ -105,31 +106,6 @@ class Listener(uvicorn.Server):
     def end(self) -> None:
         """Take no more requests, and end when those that were asked are answered."""
         self.should_exit = self._served.draining = True
-
-
-@contextmanager
-def listening_socket(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens there; port 0 is any that is free. Raises FinetuneError where it can't be had."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (socket.gaierror, UnicodeError) as error:
-        raise FinetuneError(f"--host {host}: there is no such name or address ({error}).") from None
-    with socket.socket(family, kind, protocol) as found:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            found.bind(address)
-            found.listen(BACKLOG)
-        except OSError as error:
-            raise FinetuneError(_why_not(error, host, port)) from None
-        yield found
-
-
-def _why_not(error: OSError, host: str, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} of {host} is in use: end what listens there, or name another with --port."
-    if error.errno == errno.EACCES:
-        return f"port {port} may not be taken by this user: name one from 1024 with --port."
-    return f"{host}, port {port}, can't be listened on: {error.strerror}."
 
 
 def api_key(host: str, listening: socket.socket) -> str | None:

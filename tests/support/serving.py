@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 
 from finetune.serving.app import Server
+from finetune.serving.listening import listening_socket
 from finetune.serving.models import load_models, name_targets
-from finetune.serving.server import Listener, listening_socket
+from finetune.serving.server import Listener
 
 SECONDS = 60.0
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
     "cli", "conversion", "recipe", "engines", "models", "data", "generation", "training", "engines.launch",
     "evaluation", "merging", "runs", "planning", "quickstart", "scoring", "self_test", "objectives", "exporters", "exporting",
-    "machine", "pruning", "hub", "reporting", "serving", "sweeping", "data_prep", "clusters",
+    "machine", "pruning", "hub", "reporting", "serving", "sweeping", "data_prep", "clusters", "board",
 })  # fmt: skip
 
 # Parts of data_prep that need the standard library only.
@@ -73,6 +73,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "training": frozenset({"engines", "engines.launch", "models", "objectives", "data", "generation"})
     | {"evaluation", "hub", "planning", "runs", "scoring", "recipe", "data_prep"},
     "reporting": frozenset({"data_prep", "recipe", "runs", "scoring"}),
+    "board": frozenset(
+        {"data_prep", "engines", "models", "recipe", "reporting", "runs", "serving.listening"}
+    ),
     "exporters": frozenset({"models", "data_prep"}),
     "exporting": frozenset(
         {"data", "data_prep", "exporters", "generation", "merging", "models", "recipe", "runs"}
@@ -155,7 +158,7 @@ LIGHT = [
     "finetune.engines.registry", "finetune.engines.base", "finetune.engines.single", "finetune.engines.ddp",
     "finetune.engines.deepspeed", "finetune.engines.fsdp2", "finetune.engines.tables", "finetune.engines.launch.start",
     "finetune.models.architectures", "finetune.scoring.metrics", "finetune.planning.plan", "finetune.conversion",
-    "finetune.manual", "finetune.reporting.page", "finetune.api", "finetune.cli.app",
+    "finetune.manual", "finetune.reporting.page", "finetune.board.server", "finetune.api", "finetune.cli.app",
 ]  # fmt: skip
 
 

@@ -49,24 +49,31 @@ class Layers:
     there."""
 
 
-def read_layers(path: Path, shown: str, overrides: Sequence[str]) -> Layers:
-    """A recipe's file with all that it extends and the overrides on top, merged but not validated."""
+def read_layers(path: Path, shown: str, overrides: Sequence[str], text: str | None = None) -> Layers:
+    """A recipe's file, or a text in its place, with all that it extends and the overrides on top, merged but
+    not validated."""
     layers = Layers(None, [])
-    layers.tree = _read_file(path, shown, layers, extended_by=None)
+    layers.tree = _read_file(path, shown, layers, extended_by=None, text=text)
     if layers.tree is not None:
         for override in overrides:
             layers.tree = with_override(layers.tree, override, layers.findings)
     return layers
 
 
-def _read_file(path: Path, shown: str, layers: Layers, extended_by: Diagnostic | None) -> Node | None:
+def _read_file(
+    path: Path, shown: str, layers: Layers, extended_by: Diagnostic | None, text: str | None = None
+) -> Node | None:
     """One file laid over what it extends. `extended_by`, when absent, is the recipe itself; else where it was
     asked for."""
     source = RecipeFile(shown, path.parent, path)
     asked = extended_by or Diagnostic(SourceLocation(source, 1, 1), (), "")
     try:
-        with open_regular(path) as file:
-            content = file.read(LOCK_BYTES + 1 if path.name == LOCK else MAX_BYTES + 1)
+        most = LOCK_BYTES if path.name == LOCK else MAX_BYTES
+        if text is not None:
+            content = text.encode(errors="surrogatepass")
+        else:
+            with open_regular(path) as file:
+                content = file.read(most + 1)
     except OSError as error:
         reason = (
             "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
