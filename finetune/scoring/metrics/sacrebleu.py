@@ -1,7 +1,7 @@
 """BLEU and chrF by sacrebleu, over all answers together."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_prep.text import one_line
 from finetune.errors import FinetuneError
@@ -9,9 +9,6 @@ from finetune.recipe.schema.evaluate import BleuTokenizer, EvaluateSection
 from finetune.scoring.measured import Measured, Prediction
 from finetune.scoring.metrics.base import Metric, Scorer
 from finetune.scoring.words import is_ideograph, is_unspaced
-
-if TYPE_CHECKING:
-    pass
 
 
 class Bleu:
