@@ -2,6 +2,7 @@
 
     python benchmarks/bench_distill.py                     # a student of half the layers, three seeds
     python benchmarks/bench_distill.py --trl DIR           # a step beside TRL's loss, installed there
+    python benchmarks/bench_distill.py --top-k             # what a teacher's likeliest tokens leave out
 
 SmolLM2-135M learns the quickstart's task (orders as JSON) and teaches a student that is itself with half of
 its layers dropped; beside it the same student learns the rows alone: same rows, steps and tokens. Held-out
@@ -9,6 +10,10 @@ loss per token of the rows' own answers, and the paired difference with its 95 %
 
 --trl: one micro-batch of 8 rows, forward and backward, in fp32, student and teacher of 135M: ours, and padded
 rows with the logits of both models at every position through TRL's generalised Jensen-Shannon loss.
+
+--top-k: at 1,000 supervised positions, SmolLM2-135M as the teacher of itself without half of its layers: the
+probability that its k likeliest tokens hold, the forward divergence by them and the whole one, and the
+bytes that a position takes in the cache.
 """
 
 import argparse
@@ -26,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 HELD_OUT = 64
 ROWS, ROUNDS = 8, 3
+POSITIONS, KEPT = 1_000, (1, 4, 16, 64, 256, 1_024)
 
 
 def main() -> None:
@@ -36,10 +42,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40, help="of the student; the teacher has 60")
     parser.add_argument("--trl", type=Path, help="the folder of TRL's package: a step beside its loss")
+    parser.add_argument("--top-k", action="store_true", help="what the likeliest tokens leave out")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         if asked.trl is not None:
             speed(asked.trl)
+        elif asked.top_k:
+            tails(Path(name))
         else:
             learn(Path(name), asked.seeds, asked.steps)
 
@@ -158,6 +167,48 @@ def speed(trl: Path) -> None:
     ours_took, theirs_took = (statistics.median(times[1:]) for times in took.values())
     print(f"losses {losses['ours']:.7f} and {losses['theirs']:.7f}")
     print(f"seconds {ours_took:.2f} and {theirs_took:.2f}: {theirs_took / ours_took:.2f}x")
+
+
+def tails(folder: Path) -> None:
+    """Full minus top-k."""
+    import torch
+
+    from finetune.models.batch import packed_batch
+    from finetune.models.distillation import Likeliest, likeliest_to_gradient
+    from finetune.models.logits import head_of, states_of
+    from finetune.models.loss import LossInputs
+    from finetune.training import build
+    from finetune.training.teacher_store import TeacherQuery
+
+    finetune.prune(QUICKSTART, folder / "half", rows(8), drop_layers=15)
+    given = {**rows(64), "train.precision": "fp32"}
+    logits, labels = [], torch.zeros(0)
+    for base in ({}, {"model.base": str(folder / "half")}):
+        recipe = finetune.load_recipe(QUICKSTART, {**given, **base}).recipe
+        inputs = build.build_inputs(recipe)
+        model: Any = build.load_base(recipe, inputs).eval()
+        documents = [inputs.data.train[index] for index in range(64)]
+        batch = packed_batch(documents)
+        read = {name: batch[name] for name in ("input_ids", "position_ids", "documents")}
+        positions = LossInputs(batch["shift_labels"], batch["input_ids"])
+        labels = positions.at_supervised(positions.labels)[:POSITIONS]
+        with torch.no_grad():
+            states = positions.at_supervised(states_of(model, **read, use_cache=False)[0])[:POSITIONS]
+            logits.append(head_of(model)(states))
+    log_p, log_q = (own.log_softmax(-1) for own in logits)
+    whole = (log_p.exp() * (log_p - log_q)).sum(-1)
+    tokens = log_p.shape[1]
+    print(f"{len(labels):,} positions, {tokens:,} tokens: the whole divergence {float(whole.mean()):.4f}")
+    for kept in KEPT:
+        teacher = Likeliest.of(logits[0], labels, kept, 1.0)
+        found, _ = likeliest_to_gradient(teacher, log_q)
+        held = float(-torch.expm1(teacher.log_p[:, -1]).mean())
+        apart = float((whole - found).mean())
+        size = TeacherQuery({}, kept, 1.0, tokens).record.itemsize
+        print(
+            f"k {kept:>5,}  holds {held:.4%}  divergence {float(found.mean()):.4f}, {apart:.5f} less "
+            f"({apart / float(whole.mean()):.2%}), at most {float((whole - found).max()):.4f}  {size:,} bytes"
+        )
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def assumed(recipe: Recipe, why: str) -> Load:
 def _drawn(recipe: Recipe, prompt: int, rows: int | None, origin: str) -> Load:
     """Of answers that are drawn: prompts of at most so many tokens, each there once with all its answers,
     which are taken to be as long as they may be."""
-    train, options = recipe.train, recipe.objective.options
+    train, options = recipe.train, recipe.objective.drawing
     answers = options["group_size"] * options["max_new_tokens"]
     steps = train.max_steps
     if steps is None and rows is not None:
