@@ -2,14 +2,16 @@
 
     python benchmarks/bench_distill.py                     # a student of half the layers, three seeds
     python benchmarks/bench_distill.py --trl DIR           # a step beside TRL's loss, installed there
+    python benchmarks/bench_distill.py --trl DIR --rows FILE  # of alpaca rows in place of generated orders
     python benchmarks/bench_distill.py --top-k             # what a teacher's likeliest tokens leave out
 
 SmolLM2-135M learns the quickstart's task (orders as JSON) and teaches a student that is itself with half of
 its layers dropped; beside it the same student learns the rows alone: same rows, steps and tokens. Held-out
 loss per token of the rows' own answers, and the paired difference with its 95 % interval.
 
---trl: one micro-batch of 8 rows, forward and backward, in fp32, student and teacher of 135M: ours, and padded
-rows with the logits of both models at every position through TRL's generalised Jensen-Shannon loss.
+--trl: one micro-batch of 8 rows, forward and backward, in fp32, student and teacher of 135M, in turns: ours,
+and padded rows with the logits of both models at every position through TRL's generalised Jensen-Shannon
+loss. What padding costs depends on how unlike the rows' lengths are: orders are much alike.
 
 --top-k: at 1,000 supervised positions, SmolLM2-135M as the teacher of itself without half of its layers: the
 probability that its k likeliest tokens hold, the forward divergence by them and the whole one, and the
@@ -42,11 +44,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40, help="of the student; the teacher has 60")
     parser.add_argument("--trl", type=Path, help="the folder of TRL's package: a step beside its loss")
+    parser.add_argument("--rows", type=Path, help="with --trl: a file of alpaca rows, the first 8 of which")
     parser.add_argument("--top-k", action="store_true", help="what the likeliest tokens leave out")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         if asked.trl is not None:
-            speed(asked.trl)
+            speed(asked.trl, asked.rows)
         elif asked.top_k:
             tails(Path(name))
         else:
@@ -97,7 +100,7 @@ def _loss(report: Any) -> float:
     return float(report.values["loss"])
 
 
-def speed(trl: Path) -> None:
+def speed(trl: Path, file: Path | None) -> None:
     """One micro-batch forward and backward, both ways in turn, three times."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -112,8 +115,12 @@ def speed(trl: Path) -> None:
     from trl.experimental.gkd import GKDTrainer
 
     objective = {"kind": "distill", "teacher": "base", "divergence": "jsd", "beta": 0.3, "temperature": 0.9}
+    given = rows(32)
+    if file is not None:
+        given["data.train"] = [{"path": str(file.resolve()), "format": "alpaca", "max_rows": 32}]
+        given["data.max_length_tokens"] = 512
     recipe = finetune.load_recipe(
-        QUICKSTART, {**rows(32), "train.precision": "fp32", "objective": objective, "adapter.dropout": 0}
+        QUICKSTART, {**given, "train.precision": "fp32", "objective": objective, "adapter.dropout": 0}
     ).recipe
     inputs = build.build_inputs(recipe)
     ours: Any = build.build_model(recipe, inputs)
@@ -128,6 +135,10 @@ def speed(trl: Path) -> None:
     packed = batch_of(documents, packed=True, pad_token_id=0)
     padded = padded_batch(documents, 0)
     count = int(packed["shift_labels"].ne(IGNORE_INDEX).sum())
+    lengths = [len(document.token_ids) for document in documents]
+    print(
+        f"{ROWS} rows of {min(lengths)} to {max(lengths)} tokens, {sum(lengths):,} in all, {count:,} learned"
+    )
 
     plain = build.load_base(recipe, inputs)
     teacher = type(plain).from_pretrained(plain.config.name_or_path, dtype=torch.float32).eval()

@@ -44,12 +44,15 @@ class Request:
     logprobs: int | None = None
     """Of how many of the likeliest tokens the log-probabilities are told beside those of the answer; None
     tells none."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's tokens but the first, which nothing predicts; its keys and values are then
+    taken from no other text."""
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token of an answer, ln of its probability without temperature and top_p, and those of the
-    likeliest."""
+    """A token of an answer, or a prompt, ln of its probability without temperature and top_p, and those of
+    the likeliest."""
 
     token: int
     logprob: float
@@ -71,4 +74,6 @@ class Piece:
     """ln of the token's probability at the temperature at which it was drawn, of all tokens, whatever top_p,
     top_k and min_p left out; None at temperature 0."""
     logprob: TokenLogprob | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    """With the first token, where they were asked for."""
     finish: Finish | None = None

@@ -8,7 +8,7 @@ from data_prep.config import Section
 from finetune.objectives.base import Objective
 from finetune.objectives.drawing import DrawingOptions
 from finetune.recipe.given import Given, RuleProblem
-from finetune.recipe.schema.objective import BASE
+from finetune.recipe.schema.objective import BASE, is_server
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,10 @@ class DistillOptions(Section):
 
     teacher: str
     """A run, an adapter, a model (a folder, or a hub id), of the same tokenizer; or base: model.base without
-    the adapter, which needs no second model."""
+    the adapter, which needs no second model; or with top_k the address of a server that tells prompt_logprobs
+    (finetune serve, vLLM), such as http://localhost:8000/v1."""
+    teacher_model: str | None = None
+    """A server's name for the teacher."""
     teacher_quantization: Literal["none", "nf4"] = "none"
     """nf4: a teacher of its own is loaded in 4 bit."""
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
@@ -98,6 +101,7 @@ class Distillation(Objective):
             )
         if options.teacher == BASE and options.teacher_quantization != "none":
             yield "objective.teacher_quantization", "the teacher is model.base as it is; remove this key"
+        yield from self._server_problems()
         if options.divergence != "jsd" and "objective.beta" in given:
             yield "objective.beta", f"only divergence jsd has it; this one is {options.divergence}"
         yield from self._offline_problems()
@@ -109,6 +113,31 @@ class Distillation(Objective):
                 "objective distill computes with the head's own weight, and an adapter on it is beside that; "
                 "leave lm_head out, or name it in adapter.modules_to_save",
             )
+
+    def _server_problems(self) -> RuleProblem:
+        """What a server tells, and what it doesn't."""
+        options = self.options
+        if not is_server(options.teacher):
+            if options.teacher_model is not None:
+                yield "objective.teacher_model", "is a server's name for the teacher; remove this key"
+            return
+        if "@" in options.teacher.split("/")[2]:
+            yield "objective.teacher", "has a password in it; give the key in FINETUNE_API_KEY instead"
+        if options.teacher_model is None:
+            yield "objective.teacher_model", "is missing: a server's name for the teacher"
+        if options.top_k is None:
+            yield (
+                "objective.top_k",
+                "is missing: a server is asked before step 1, for its likeliest tokens at each position",
+            )
+        if options.temperature != 1:
+            yield (
+                "objective.temperature",
+                f"a server tells probabilities at temperature 1, and this is {options.temperature:g}; set it "
+                "to 1, or load the teacher here",
+            )
+        if options.teacher_quantization != "none":
+            yield "objective.teacher_quantization", "the server has its own; remove this key"
 
     def _offline_problems(self) -> RuleProblem:
         """What doesn't go with a teacher that is asked before step 1, about rows as they are then."""

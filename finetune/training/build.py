@@ -473,6 +473,7 @@ def ask_teacher(recipe: Recipe, inputs: Inputs) -> dict[str, TeacherStore]:
         fingerprint=inputs.teacher,
         precision=inputs.precision,
         load_base=partial(load_base, recipe, replace(inputs, member=None)),
+        tokenizer=inputs.tokenizer,
         group=this_group(),
     )
 

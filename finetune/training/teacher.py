@@ -27,10 +27,11 @@ from finetune.models.logits import Head, head_of, states_of
 from finetune.models.quantization import is_quantized
 from finetune.objectives import Objective
 from finetune.objectives.distillation import Distillation
-from finetune.recipe.schema.objective import BASE
+from finetune.recipe.schema.objective import BASE, is_server
 from finetune.runs.target import resolve_target
 from finetune.training.checkpoints.contents import read_counters
-from finetune.training.teacher_store import TeacherQuery, TeacherStore
+from finetune.training.teacher_server import ServerTeacher
+from finetune.training.teacher_store import Answers, LoadedTeacher, TeacherQuery, TeacherStore
 
 if TYPE_CHECKING:
     from finetune.generation.loading import ModelTarget
@@ -97,10 +98,11 @@ def check_teacher(objective: Objective, student: Base, tokenizer: PreTrainedToke
     """
     if not isinstance(objective, Distillation):
         return {}
-    objective.vocabulary = _rows(student, tokenizer)
-    if objective.options.teacher == BASE:
+    objective.vocabulary, teacher = _rows(student, tokenizer), objective.options.teacher
+    if teacher == BASE or is_server(teacher):
         _refuse_too_many(objective)
-        return {}
+        name = f"{objective.options.teacher_model} at {teacher}"
+        return {} if teacher == BASE else {"kind": "server", "name": name}
     target = resolve_target(objective.options.teacher)
     if target.model.classifies:
         raise ModelError(f"{KEY}: {target.description} predicts labels; expected one that predicts tokens.")
@@ -184,6 +186,7 @@ def ask_before(
     fingerprint: Mapping[str, str],
     precision: Precision,
     load_base: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
     group: Group,
 ) -> dict[str, TeacherStore]:
     """What the teacher says of each of several sequences of documents, where it is asked before step 1
@@ -196,10 +199,11 @@ def ask_before(
     if not isinstance(objective, Distillation) or objective.options.top_k is None:
         return {}
     options, recipe = objective.options, objective.recipe
-    target = None if options.teacher == BASE else resolve_target(options.teacher)
+    here = options.teacher == BASE or is_server(options.teacher)
+    target = None if here else resolve_target(options.teacher)
     own = recipe.adapter.base_quantization if target is None else target.quantization
     identity = {
-        "weights": dict(fingerprint) if target is not None else base.fingerprint(),
+        "weights": dict(fingerprint) or base.fingerprint(),
         "rope_scaling": str((recipe if target is None else target).model.rope_scaling),
         "quantization": own or options.teacher_quantization,
         "precision": precision.name,
@@ -207,11 +211,13 @@ def ask_before(
     asked = TeacherQuery(identity, options.top_k, options.temperature, objective.vocabulary)
 
     @functools.cache
-    def load() -> OwnModel:
+    def load() -> Answers:
+        if is_server(options.teacher):
+            return ServerTeacher(options.teacher, options.teacher_model, tokenizer)
         if target is not None:
-            return _own_model(objective, precision)
+            return LoadedTeacher(_own_model(objective, precision))
         model: Any = load_base()
-        return OwnModel(model if is_quantized(model) else model.to(choose_device()))
+        return LoadedTeacher(OwnModel(model if is_quantized(model) else model.to(choose_device())))
 
     found = {}
     for what, rows in documents.items():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -67,12 +67,62 @@ class TeacherQuery:
         )
 
 
+class Answers(Protocol):
+    """What answers."""
+
+    def records(self, documents: Sequence[Document], query: TeacherQuery) -> np.ndarray:
+        """The records of the documents' supervised positions, in their order."""
+
+
+class LoadedTeacher:
+    """A model that is loaded here."""
+
+    def __init__(self, teacher: Teacher):
+        self.teacher = teacher
+
+    def records(self, documents: Sequence[Document], query: TeacherQuery) -> np.ndarray:
+        """As the model computes them."""
+        offsets = np.cumsum([0, *(document.supervised_tokens for document in documents)])
+        rows = np.zeros(int(offsets[-1]), query.record)
+        batches = evaluation_batches(
+            documents, batch_size=len(documents), max_tokens=BATCH_TOKENS, pad_token_id=0, packed=True
+        )
+        for chosen, batch in batches:
+            places = np.concatenate([np.arange(offsets[own], offsets[own + 1]) for own in chosen])
+            for part, found in self._likeliest(batch, query):
+                here = places[part]
+                rows["label"][here] = found.label_log_p.float().cpu().numpy()
+                rows["log_p"][here] = found.log_p.float().cpu().numpy()
+                rows["tokens"][here] = found.tokens.cpu().numpy()
+        return rows
+
+    @torch.no_grad()
+    def _likeliest(self, batch: dict[str, Any], query: TeacherQuery) -> Iterator[tuple[slice, Likeliest]]:
+        """What the teacher says at a batch's supervised positions, a chunk of them at a time."""
+        device = choose_device()
+        tensors = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
+        read = {
+            name: value
+            for name, value in tensors.items()
+            if name in ("input_ids", "attention_mask", "position_ids", "documents")
+        }
+        inputs = LossInputs(tensors["shift_labels"], tensors["input_ids"], lengths=batch.get("documents"))
+        states, labels = inputs.at_supervised(self.teacher.states(read)), inputs.at_supervised(inputs.labels)
+        for start in range(0, len(labels), sizes.CHUNK_POSITIONS):
+            part = slice(start, start + sizes.CHUNK_POSITIONS)
+            logits = self.teacher.head(states[part])[:, : query.vocabulary]
+            yield part, Likeliest.of(logits, labels[part], query.top_k, query.temperature)
+
+
 class TeacherStore:
     """What was said of a sequence of documents."""
 
-    def __init__(self, documents: Sequence[Document], asked: TeacherQuery):
+    def __init__(self, documents: Sequence[Document], query: TeacherQuery):
         """Nothing is computed before `complete`."""
-        self.documents, self.asked = documents, asked
+        self.documents, self.query = documents, query
         self.digest = ""
         """The SHA-256 of what all shards hold."""
         digest, lengths, counts = sha256(), [0], [0]
@@ -89,7 +139,7 @@ class TeacherStore:
         self.bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(documents)]
         """The first document of each shard, and the number of documents."""
         self.folder = teacher_cache() / key_of(
-            {"version": VERSION, "documents": digest.hexdigest(), "shard": SHARD_TOKENS, **vars(asked)}
+            {"version": VERSION, "documents": digest.hexdigest(), "shard": SHARD_TOKENS, **vars(query)}
         )
         self._held = list[np.ndarray]()
         """The shards, mapped: they stay where the cache is cleared meanwhile."""
@@ -118,7 +168,7 @@ class TeacherStore:
 
     # --- Making it
 
-    def complete(self, what: str, load: Callable[[], Teacher], group: Group) -> None:
+    def complete(self, what: str, load: Callable[[], Answers], group: Group) -> None:
         """Compute what isn't there; `load` gives the teacher where something is to be computed. All processes
         must call this. `what` the documents are is for messages."""
         entry = self._entry() if all(self._read(shard) is not None for shard in self.shards) else None
@@ -134,7 +184,7 @@ class TeacherStore:
             self._exchange(group)
         self._take(what, self._sealed())
 
-    def _compute(self, load: Callable[[], Teacher], group: Group) -> None:
+    def _compute(self, load: Callable[[], Answers], group: Group) -> None:
         """This process's share of the shards that aren't there."""
         mine = [shard for shard in self.shards[group.rank :: group.world_size] if self._read(shard) is None]
         if not mine:
@@ -143,10 +193,10 @@ class TeacherStore:
         if there:
             logger.info(f"of what the teacher says {there:,} of {len(self.shards):,} parts are there already")
         started = told = time.perf_counter()
-        teacher, done = load(), 0
+        answers, done = load(), 0
         for shard in mine:
             content = BytesIO()
-            np.save(content, self._said(teacher, shard), allow_pickle=False)
+            np.save(content, self._said(answers, shard), allow_pickle=False)
             write_private(self._path(shard), content.getvalue())
             done += self.bounds[shard + 1] - self.bounds[shard]
             if time.perf_counter() - told > SECONDS_BETWEEN_LINES:
@@ -154,43 +204,10 @@ class TeacherStore:
                 logger.info(f"asking the teacher: {done:,} documents of {len(self.documents):,}")
         logger.info(f"asked the teacher about {done:,} documents in {time.perf_counter() - started:.1f} s")
 
-    def _said(self, teacher: Teacher, shard: int) -> np.ndarray:
+    def _said(self, answers: Answers, shard: int) -> np.ndarray:
         """The records of a shard's documents."""
         first, end = self.bounds[shard], self.bounds[shard + 1]
-        offsets = self.starts[first : end + 1] - self.starts[first]
-        rows = np.zeros(int(offsets[-1]), self.asked.record)
-        documents = [self.documents[number] for number in range(first, end)]
-        batches = evaluation_batches(
-            documents, batch_size=len(documents), max_tokens=BATCH_TOKENS, pad_token_id=0, packed=True
-        )
-        for chosen, batch in batches:
-            places = np.concatenate([np.arange(offsets[own], offsets[own + 1]) for own in chosen])
-            for part, found in self._likeliest(teacher, batch):
-                here = places[part]
-                rows["label"][here] = found.label_log_p.float().cpu().numpy()
-                rows["log_p"][here] = found.log_p.float().cpu().numpy()
-                rows["tokens"][here] = found.tokens.cpu().numpy()
-        return rows
-
-    @torch.no_grad()
-    def _likeliest(self, teacher: Teacher, batch: dict[str, Any]) -> Iterator[tuple[slice, Likeliest]]:
-        """What the teacher says at a batch's supervised positions, a chunk of them at a time."""
-        device = choose_device()
-        tensors = {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()
-        }
-        read = {
-            name: value
-            for name, value in tensors.items()
-            if name in ("input_ids", "attention_mask", "position_ids", "documents")
-        }
-        inputs = LossInputs(tensors["shift_labels"], tensors["input_ids"], lengths=batch.get("documents"))
-        states, labels = inputs.at_supervised(teacher.states(read)), inputs.at_supervised(inputs.labels)
-        for start in range(0, len(labels), sizes.CHUNK_POSITIONS):
-            part = slice(start, start + sizes.CHUNK_POSITIONS)
-            logits = teacher.head(states[part])[:, : self.asked.vocabulary]
-            yield part, Likeliest.of(logits, labels[part], self.asked.top_k, self.asked.temperature)
+        return answers.records([self.documents[number] for number in range(first, end)], self.query)
 
     def _exchange(self, group: Group) -> None:
         """Give one another the shards that machines without a common cache lack."""
@@ -230,7 +247,7 @@ class TeacherStore:
             )
         self.digest = entry["sha256"]
         logger.info(
-            f"teacher    of rows for {what} its likeliest {self.asked.top_k:,} of {self.asked.vocabulary:,} "
+            f"teacher    of rows for {what} its likeliest {self.query.top_k:,} of {self.query.vocabulary:,} "
             f"tokens hold {entry['mass']:.2%} of its probability, in the mean of {int(self.starts[-1]):,} "
             f"positions; at least {entry['least']:.2%}, and less than {LITTLE_MASS:.0%} at "
             f"{entry['little']:.2%} of them"
@@ -257,4 +274,4 @@ class TeacherStore:
             found: np.ndarray = np.load(self._path(shard), mmap_mode="r" if count else None)
         except (OSError, ValueError):
             return None
-        return found if found.dtype == self.asked.record and found.shape == (count,) else None
+        return found if found.dtype == self.query.record and found.shape == (count,) else None

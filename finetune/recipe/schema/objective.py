@@ -25,6 +25,11 @@ BASE = "base"
 """The teacher that is the student without its adapter."""
 
 
+def is_server(teacher: str) -> bool:
+    """Whether a teacher is a server's address."""
+    return teacher.startswith(("http://", "https://"))
+
+
 class ObjectiveSection(Section):
     """What is learned from a row. Each kind has keys of its own (finetune/objectives)."""
 
