@@ -3,15 +3,17 @@
     python benchmarks/bench_distill.py                     # a student of half the layers, three seeds
     python benchmarks/bench_distill.py --trl DIR           # a step beside TRL's loss, installed there
     python benchmarks/bench_distill.py --trl DIR --rows FILE  # of alpaca rows in place of generated orders
+    python benchmarks/bench_distill.py --trl DIR --precision bf16
     python benchmarks/bench_distill.py --top-k             # what a teacher's likeliest tokens leave out
 
 SmolLM2-135M learns the quickstart's task (orders as JSON) and teaches a student that is itself with half of
 its layers dropped; beside it the same student learns the rows alone: same rows, steps and tokens. Held-out
 loss per token of the rows' own answers, and the paired difference with its 95 % interval.
 
---trl: one micro-batch of 8 rows, forward and backward, in fp32, student and teacher of 135M, in turns: ours,
-and padded rows with the logits of both models at every position through TRL's generalised Jensen-Shannon
-loss. What padding costs depends on how unlike the rows' lengths are: orders are much alike.
+--trl: one micro-batch of 4 rows, forward and backward, student and teacher of 135M, in turns: ours,
+with the teacher in each step; ours, with its 64 likeliest tokens known before (forward KL, no teacher); and
+padded rows with the logits of both models at every position through TRL's generalised Jensen-Shannon loss.
+What padding costs depends on how unlike the rows' lengths are: orders are much alike.
 
 --top-k: at 1,000 supervised positions, SmolLM2-135M as the teacher of itself without half of its layers: the
 probability that its k likeliest tokens hold, the forward divergence by them and the whole one, and the
@@ -32,7 +34,7 @@ from finetune.evaluation.report import difference
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 HELD_OUT = 64
-ROWS, ROUNDS = 8, 3
+ROWS, ROUNDS = 4, 3
 POSITIONS, KEPT = 1_000, (1, 4, 16, 64, 256, 1_024)
 
 
@@ -44,12 +46,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40, help="of the student; the teacher has 60")
     parser.add_argument("--trl", type=Path, help="the folder of TRL's package: a step beside its loss")
-    parser.add_argument("--rows", type=Path, help="with --trl: a file of alpaca rows, the first 8 of which")
+    parser.add_argument("--rows", type=Path, help="with --trl: a file of alpaca rows, the first 4 of which")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="with --trl")
     parser.add_argument("--top-k", action="store_true", help="what the likeliest tokens leave out")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         if asked.trl is not None:
-            speed(asked.trl, asked.rows)
+            losses(asked.trl)
+            speed(asked.trl, asked.rows, asked.precision)
         elif asked.top_k:
             tails(Path(name))
         else:
@@ -100,7 +104,7 @@ def _loss(report: Any) -> float:
     return float(report.values["loss"])
 
 
-def speed(trl: Path, file: Path | None) -> None:
+def speed(trl: Path, file: Path | None, precision: str) -> None:
     """One micro-batch forward and backward, both ways in turn, three times."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -115,13 +119,11 @@ def speed(trl: Path, file: Path | None) -> None:
     from trl.experimental.gkd import GKDTrainer
 
     objective = {"kind": "distill", "teacher": "base", "divergence": "jsd", "beta": 0.3, "temperature": 0.9}
-    given = rows(32)
+    given = {**rows(32), "train.precision": precision}
     if file is not None:
         given["data.train"] = [{"path": str(file.resolve()), "format": "alpaca", "max_rows": 32}]
         given["data.max_length_tokens"] = 512
-    recipe = finetune.load_recipe(
-        QUICKSTART, {**given, "train.precision": "fp32", "objective": objective, "adapter.dropout": 0}
-    ).recipe
+    recipe = finetune.load_recipe(QUICKSTART, {**given, "objective": objective, "adapter.dropout": 0}).recipe
     inputs = build.build_inputs(recipe)
     ours: Any = build.build_model(recipe, inputs)
     torch.manual_seed(0)
@@ -140,13 +142,20 @@ def speed(trl: Path, file: Path | None) -> None:
         f"{ROWS} rows of {min(lengths)} to {max(lengths)} tokens, {sum(lengths):,} in all, {count:,} learned"
     )
 
+    asked = {"kind": "distill", "teacher": "base", "top_k": 64}
+    given["train.evaluate_every"] = "never"
+    before = finetune.load_recipe(QUICKSTART, {**given, "objective": asked}).recipe
+    known = build.build_inputs(before)
+    told = build.ask_teacher(before, known)["training"].of(range(ROWS))
+    offline: Any = build.build_model(before, known)
+
     plain = build.load_base(recipe, inputs)
-    teacher = type(plain).from_pretrained(plain.config.name_or_path, dtype=torch.float32).eval()
+    teacher = type(plain).from_pretrained(plain.config.name_or_path, dtype=plain.dtype).eval()
     config = LoraConfig(
         r=recipe.adapter.rank, lora_alpha=int(recipe.adapter.alpha), target_modules="all-linear"
     )
     student: Any = get_peft_model(
-        type(plain).from_pretrained(plain.config.name_or_path, dtype=torch.float32), config
+        type(plain).from_pretrained(plain.config.name_or_path, dtype=plain.dtype), config
     ).train()
     student.load_state_dict(
         {name: weight for name, weight in ours.state_dict().items() if "lora_" in name}, strict=False
@@ -155,29 +164,60 @@ def speed(trl: Path, file: Path | None) -> None:
     def own() -> float:
         loss = ours(**packed, num_items_in_batch=count).loss
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
+
+    def stored() -> float:
+        loss = offline(**packed, **told, num_items_in_batch=count).loss
+        loss.backward()
+        return float(loss.detach())
 
     def theirs() -> float:
         ids, mask = padded["input_ids"], padded["attention_mask"]
         with torch.no_grad():
-            taught = teacher(input_ids=ids, attention_mask=mask).logits
-        logits = student(input_ids=ids, attention_mask=mask).logits
+            taught = teacher(input_ids=ids, attention_mask=mask).logits.float()
+        logits = student(input_ids=ids, attention_mask=mask).logits.float()  # as accelerate makes them
         loss = GKDTrainer.generalized_jsd_loss(
             logits, taught, padded["shift_labels"], beta=0.3, temperature=0.9, reduction="sum"
         )
         (loss / count).backward()
-        return float(loss) / count
+        return float(loss.detach()) / count
 
-    took: dict[str, list[float]] = {"ours": [], "theirs": []}
-    losses: dict[str, float] = {}
+    ways = {"ours": own, "offline": stored, "theirs": theirs}
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, float] = {}
     for _ in range(ROUNDS + 1):  # the first warms up
-        for name, way in (("ours", own), ("theirs", theirs)):
+        for name, way in ways.items():
             started = time.perf_counter()
-            losses[name] = way()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                found[name] = way()
             took[name].append(time.perf_counter() - started)
-    ours_took, theirs_took = (statistics.median(times[1:]) for times in took.values())
-    print(f"losses {losses['ours']:.7f} and {losses['theirs']:.7f}")
-    print(f"seconds {ours_took:.2f} and {theirs_took:.2f}: {theirs_took / ours_took:.2f}x")
+    ours, asked_before, theirs_took = (statistics.median(times[1:]) for times in took.values())
+    print(f"losses {found['ours']:.7f} and {found['theirs']:.7f}")
+    print(
+        f"seconds {ours:.2f}, offline {asked_before:.2f}, TRL's {theirs_took:.2f}: {theirs_took / ours:.2f}x "
+        f"and {theirs_took / asked_before:.2f}x"
+    )
+
+
+def losses(trl: Path) -> None:
+    """Each divergence of random logits, ours and TRL's."""
+    import torch
+
+    from finetune.models.distillation import Divergence
+
+    sys.path.insert(0, str(trl))
+    from trl.experimental.gkd import GKDTrainer
+
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 64, 2_000) * 3, torch.randn(2, 64, 2_000) * 3
+    labels = torch.where(torch.rand(2, 64) < 0.5, torch.randint(0, 2_000, (2, 64)), -100)
+    learned = labels != -100
+    kinds: list[tuple[Any, float]] = [("forward_kl", 0.0), ("reverse_kl", 1.0), ("jsd", 0.3)]
+    for kind, beta in kinds:
+        criterion = Divergence(teacher[learned], lambda logits: logits, labels[learned], kind, 0.9, beta)
+        ours = criterion(student[learned].clone(), slice(None))[0].mean()
+        theirs = GKDTrainer.generalized_jsd_loss(student, teacher, labels, beta=beta, temperature=0.9)
+        print(f"{kind:10}  {float(ours):.7f} and {float(theirs):.7f}")
 
 
 def tails(folder: Path) -> None:

@@ -14,7 +14,7 @@ Shapes: N supervised positions, n of a chunk, D and D' the models' widths, V voc
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -26,6 +26,9 @@ from finetune.models.logits import Head, head_of, widened
 from finetune.models.loss import LossInputs, loss_in_one_pass
 
 Kind = Literal["forward_kl", "reverse_kl", "jsd"]
+
+BLOCK_NUMBERS = 1 << 19
+"""Of a block of logits on the CPU: 2 MB in float32."""
 
 
 @dataclass
@@ -54,24 +57,21 @@ class Divergence:
         """The losses (n), and the gradients of the student's logits (n x V)."""
         with torch.no_grad():
             teacher = widened(self.teacher_head(self.teacher_states[here]))
-        student, labels = widened(logits), self.labels[here]
-        common = min(student.shape[1], teacher.shape[1])
-        rows = torch.arange(len(labels), device=labels.device)
-        log_p = teacher[:, :common].log_softmax(-1)
-        teacher_loss = -log_p[rows, labels]
-        if self.temperature != 1:
-            log_p = (teacher[:, :common] / self.temperature).log_softmax(-1)
-        log_q = (student[:, :common] / self.temperature).log_softmax(-1)
-        divergence, found = divergence_to_gradient(log_p, log_q, self.kind, self.beta)
-        gradient = torch.zeros_like(student)
-        gradient[:, :common] = found.mul_((1 - self.supervised_weight) / self.temperature)
-        if self.supervised_weight:
-            loss, for_loss = losses_to_gradient(student.clone(), labels, 0.0)
-            gradient.add_(for_loss, alpha=self.supervised_weight)
-        else:
-            loss = student.logsumexp(-1) - student[rows, labels]
-        self.parts.append(torch.stack([divergence, loss.to(divergence), teacher_loss.to(divergence)]))
-        return torch.lerp(divergence, loss.to(divergence), self.supervised_weight), gradient
+
+        def compute(block: slice, student: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            labels, common = self.labels[here][block], min(student.shape[1], teacher.shape[1])
+            log_p = teacher[block, :common].log_softmax(-1)
+            teacher_loss = -log_p.gather(1, labels[:, None])[:, 0]
+            if self.temperature != 1:
+                log_p = (teacher[block, :common] / self.temperature).log_softmax(-1)
+            log_q = (student[:, :common] / self.temperature).log_softmax(-1)
+            divergence, found = divergence_to_gradient(log_p, log_q, self.kind, self.beta)
+            loss = _supervised(student, labels, found, self.supervised_weight, self.temperature)
+            return divergence, loss, teacher_loss
+
+        parts, gradient = _in_blocks(widened(logits), compute)
+        self.parts.append(parts)
+        return torch.lerp(parts[0], parts[1], self.supervised_weight), gradient
 
     def sums(self, weights: torch.Tensor | None) -> torch.Tensor:
         """The sums of the parts over the positions, each by its weight (N; None for 1), and what each is
@@ -131,27 +131,59 @@ class LikeliestDivergence:
 
     def __call__(self, logits: torch.Tensor, here: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """The losses (n), and the gradients of the student's logits (n x V)."""
-        student, labels, teacher = widened(logits), self.labels[here], self.teacher.at(here)
-        common = teacher.vocabulary
-        divergence, found = likeliest_to_gradient(
-            teacher, (student[:, :common] / self.temperature).log_softmax(-1)
-        )
-        gradient = torch.zeros_like(student)
-        gradient[:, :common] = found.mul_((1 - self.supervised_weight) / self.temperature)
-        if self.supervised_weight:
-            loss, for_loss = losses_to_gradient(student.clone(), labels, 0.0)
-            gradient.add_(for_loss, alpha=self.supervised_weight)
-        else:
-            loss = student.logsumexp(-1) - student.gather(1, labels[:, None])[:, 0]
-        held = -torch.expm1(teacher.log_p[:, -1])
-        self.parts.append(torch.stack([part.to(divergence) for part in (
-            divergence, loss, -teacher.label_log_p, held,
-        )]))  # fmt: skip
-        return torch.lerp(divergence, loss.to(divergence), self.supervised_weight), gradient
+        whole = self.teacher.at(here)
+
+        def compute(block: slice, student: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            labels, teacher = self.labels[here][block], whole.at(block)
+            log_q = (student[:, : teacher.vocabulary] / self.temperature).log_softmax(-1)
+            divergence, found = likeliest_to_gradient(teacher, log_q)
+            loss = _supervised(student, labels, found, self.supervised_weight, self.temperature)
+            return divergence, loss, -teacher.label_log_p, -torch.expm1(teacher.log_p[:, -1])
+
+        parts, gradient = _in_blocks(widened(logits), compute)
+        self.parts.append(parts)
+        return torch.lerp(parts[0], parts[1], self.supervised_weight), gradient
 
     def sums(self, weights: torch.Tensor | None) -> torch.Tensor:
         """As Divergence.sums, of four parts (4 x 2)."""
         return _sums(self.parts, 4, weights)
+
+
+def _in_blocks(
+    student: torch.Tensor, compute: Callable[[slice, torch.Tensor], tuple[torch.Tensor, ...]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `compute` gives of a block of logits (b x V), in whose memory it leaves their gradients, for all
+    of them (n x V): the parts (K x n), and the gradients.
+
+    On the CPU a block is a few positions, whose many intermediate numbers stay in its cache; elsewhere all.
+    """
+    rows = len(student) or 1
+    if student.device.type == "cpu":
+        rows = max(1, BLOCK_NUMBERS // student.shape[1])
+    found = list[torch.Tensor]()
+    for start in range(0, max(len(student), 1), rows):
+        block = slice(start, start + rows)
+        parts = compute(block, student[block])
+        found.append(torch.stack([part.to(student) for part in parts]))
+    return torch.cat(found, dim=1), student
+
+
+def _supervised(
+    student: torch.Tensor, labels: torch.Tensor, found: torch.Tensor, weight: float, temperature: float
+) -> torch.Tensor:
+    """The cross-entropy (b) of logits (b x V). In their place it leaves the gradient: that of the divergence
+    by the logits of Q (b x at most V), beside that of the cross-entropy by its weight."""
+    found.mul_((1 - weight) / temperature)
+    if weight:
+        loss, gradient = losses_to_gradient(student, labels, 0.0)
+        gradient.mul_(weight)
+        student.copy_(gradient)
+        student[:, : found.shape[1]] += found
+        return loss
+    loss = student.logsumexp(-1) - student.gather(1, labels[:, None])[:, 0]
+    student[:, : found.shape[1]] = found
+    student[:, found.shape[1] :] = 0
+    return loss
 
 
 def _sums(parts: Sequence[torch.Tensor], count: int, weights: torch.Tensor | None) -> torch.Tensor:
