@@ -76,6 +76,7 @@ def test_each_asks_its_share_before_step_1(
     assert difference(both.weights(), alone.weights()) < 1e-3
 
 
+@pytest.mark.long
 def test_each_draws_its_own_answers(train: Train, tmp_path: Path) -> None:
     """The rows that are asked, their answers, losses and weights are one process's."""
     own = sections(tmp_path, on_policy={"fraction": 0.5, "max_new_tokens": 8}, divergence="jsd")
