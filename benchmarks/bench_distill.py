@@ -2,13 +2,22 @@
 
     python benchmarks/bench_distill.py                     # a student of half the layers, three seeds
     python benchmarks/bench_distill.py --trl DIR           # a step beside TRL's loss, installed there
+    python benchmarks/bench_distill.py --trl DIR --rows FILE  # of alpaca rows in place of generated orders
+    python benchmarks/bench_distill.py --trl DIR --precision bf16
+    python benchmarks/bench_distill.py --top-k             # what a teacher's likeliest tokens leave out
 
 SmolLM2-135M learns the quickstart's task (orders as JSON) and teaches a student that is itself with half of
 its layers dropped; beside it the same student learns the rows alone: same rows, steps and tokens. Held-out
 loss per token of the rows' own answers, and the paired difference with its 95 % interval.
 
---trl: one micro-batch of 8 rows, forward and backward, in fp32, student and teacher of 135M: ours, and padded
-rows with the logits of both models at every position through TRL's generalised Jensen-Shannon loss.
+--trl: one micro-batch of 4 rows, forward and backward, student and teacher of 135M, in turns: ours,
+with the teacher in each step; ours, with its 64 likeliest tokens known before (forward KL, no teacher); and
+padded rows with the logits of both models at every position through TRL's generalised Jensen-Shannon loss.
+What padding costs depends on how unlike the rows' lengths are: orders are much alike.
+
+--top-k: at 1,000 supervised positions, SmolLM2-135M as the teacher of itself without half of its layers: the
+probability that its k likeliest tokens hold, the forward divergence by them and the whole one, and the
+bytes that a position takes in the cache.
 """
 
 import argparse
@@ -25,7 +34,8 @@ from finetune.evaluation.report import difference
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 HELD_OUT = 64
-ROWS, ROUNDS = 8, 3
+ROWS, ROUNDS = 4, 3
+POSITIONS, KEPT = 1_000, (1, 4, 16, 64, 256, 1_024)
 
 
 def main() -> None:
@@ -36,10 +46,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40, help="of the student; the teacher has 60")
     parser.add_argument("--trl", type=Path, help="the folder of TRL's package: a step beside its loss")
+    parser.add_argument("--rows", type=Path, help="with --trl: a file of alpaca rows, the first 4 of which")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="with --trl")
+    parser.add_argument("--top-k", action="store_true", help="what the likeliest tokens leave out")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         if asked.trl is not None:
-            speed(asked.trl)
+            losses(asked.trl)
+            speed(asked.trl, asked.rows, asked.precision)
+        elif asked.top_k:
+            tails(Path(name))
         else:
             learn(Path(name), asked.seeds, asked.steps)
 
@@ -88,7 +104,7 @@ def _loss(report: Any) -> float:
     return float(report.values["loss"])
 
 
-def speed(trl: Path) -> None:
+def speed(trl: Path, file: Path | None, precision: str) -> None:
     """One micro-batch forward and backward, both ways in turn, three times."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -103,9 +119,11 @@ def speed(trl: Path) -> None:
     from trl.experimental.gkd import GKDTrainer
 
     objective = {"kind": "distill", "teacher": "base", "divergence": "jsd", "beta": 0.3, "temperature": 0.9}
-    recipe = finetune.load_recipe(
-        QUICKSTART, {**rows(32), "train.precision": "fp32", "objective": objective, "adapter.dropout": 0}
-    ).recipe
+    given = {**rows(32), "train.precision": precision}
+    if file is not None:
+        given["data.train"] = [{"path": str(file.resolve()), "format": "alpaca", "max_rows": 32}]
+        given["data.max_length_tokens"] = 512
+    recipe = finetune.load_recipe(QUICKSTART, {**given, "objective": objective, "adapter.dropout": 0}).recipe
     inputs = build.build_inputs(recipe)
     ours: Any = build.build_model(recipe, inputs)
     torch.manual_seed(0)
@@ -119,14 +137,25 @@ def speed(trl: Path) -> None:
     packed = batch_of(documents, packed=True, pad_token_id=0)
     padded = padded_batch(documents, 0)
     count = int(packed["shift_labels"].ne(IGNORE_INDEX).sum())
+    lengths = [len(document.token_ids) for document in documents]
+    print(
+        f"{ROWS} rows of {min(lengths)} to {max(lengths)} tokens, {sum(lengths):,} in all, {count:,} learned"
+    )
+
+    asked = {"kind": "distill", "teacher": "base", "top_k": 64}
+    given["train.evaluate_every"] = "never"
+    before = finetune.load_recipe(QUICKSTART, {**given, "objective": asked}).recipe
+    known = build.build_inputs(before)
+    told = build.ask_teacher(before, known)["training"].of(range(ROWS))
+    offline: Any = build.build_model(before, known)
 
     plain = build.load_base(recipe, inputs)
-    teacher = type(plain).from_pretrained(plain.config.name_or_path, dtype=torch.float32).eval()
+    teacher = type(plain).from_pretrained(plain.config.name_or_path, dtype=plain.dtype).eval()
     config = LoraConfig(
         r=recipe.adapter.rank, lora_alpha=int(recipe.adapter.alpha), target_modules="all-linear"
     )
     student: Any = get_peft_model(
-        type(plain).from_pretrained(plain.config.name_or_path, dtype=torch.float32), config
+        type(plain).from_pretrained(plain.config.name_or_path, dtype=plain.dtype), config
     ).train()
     student.load_state_dict(
         {name: weight for name, weight in ours.state_dict().items() if "lora_" in name}, strict=False
@@ -135,29 +164,102 @@ def speed(trl: Path) -> None:
     def own() -> float:
         loss = ours(**packed, num_items_in_batch=count).loss
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
+
+    def stored() -> float:
+        loss = offline(**packed, **told, num_items_in_batch=count).loss
+        loss.backward()
+        return float(loss.detach())
 
     def theirs() -> float:
         ids, mask = padded["input_ids"], padded["attention_mask"]
         with torch.no_grad():
-            taught = teacher(input_ids=ids, attention_mask=mask).logits
-        logits = student(input_ids=ids, attention_mask=mask).logits
+            taught = teacher(input_ids=ids, attention_mask=mask).logits.float()
+        logits = student(input_ids=ids, attention_mask=mask).logits.float()  # as accelerate makes them
         loss = GKDTrainer.generalized_jsd_loss(
             logits, taught, padded["shift_labels"], beta=0.3, temperature=0.9, reduction="sum"
         )
         (loss / count).backward()
-        return float(loss) / count
+        return float(loss.detach()) / count
 
-    took: dict[str, list[float]] = {"ours": [], "theirs": []}
-    losses: dict[str, float] = {}
+    ways = {"ours": own, "offline": stored, "theirs": theirs}
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, float] = {}
     for _ in range(ROUNDS + 1):  # the first warms up
-        for name, way in (("ours", own), ("theirs", theirs)):
+        for name, way in ways.items():
             started = time.perf_counter()
-            losses[name] = way()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                found[name] = way()
             took[name].append(time.perf_counter() - started)
-    ours_took, theirs_took = (statistics.median(times[1:]) for times in took.values())
-    print(f"losses {losses['ours']:.7f} and {losses['theirs']:.7f}")
-    print(f"seconds {ours_took:.2f} and {theirs_took:.2f}: {theirs_took / ours_took:.2f}x")
+    ours, asked_before, theirs_took = (statistics.median(times[1:]) for times in took.values())
+    print(f"losses {found['ours']:.7f} and {found['theirs']:.7f}")
+    print(
+        f"seconds {ours:.2f}, offline {asked_before:.2f}, TRL's {theirs_took:.2f}: {theirs_took / ours:.2f}x "
+        f"and {theirs_took / asked_before:.2f}x"
+    )
+
+
+def losses(trl: Path) -> None:
+    """Each divergence of random logits, ours and TRL's."""
+    import torch
+
+    from finetune.models.distillation import Divergence
+
+    sys.path.insert(0, str(trl))
+    from trl.experimental.gkd import GKDTrainer
+
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 64, 2_000) * 3, torch.randn(2, 64, 2_000) * 3
+    labels = torch.where(torch.rand(2, 64) < 0.5, torch.randint(0, 2_000, (2, 64)), -100)
+    learned = labels != -100
+    kinds: list[tuple[Any, float]] = [("forward_kl", 0.0), ("reverse_kl", 1.0), ("jsd", 0.3)]
+    for kind, beta in kinds:
+        criterion = Divergence(teacher[learned], lambda logits: logits, labels[learned], kind, 0.9, beta)
+        ours = criterion(student[learned].clone(), slice(None))[0].mean()
+        theirs = GKDTrainer.generalized_jsd_loss(student, teacher, labels, beta=beta, temperature=0.9)
+        print(f"{kind:10}  {float(ours):.7f} and {float(theirs):.7f}")
+
+
+def tails(folder: Path) -> None:
+    """Full minus top-k."""
+    import torch
+
+    from finetune.models.batch import packed_batch
+    from finetune.models.distillation import Likeliest, likeliest_to_gradient
+    from finetune.models.logits import head_of, states_of
+    from finetune.models.loss import LossInputs
+    from finetune.training import build
+    from finetune.training.teacher_store import TeacherQuery
+
+    finetune.prune(QUICKSTART, folder / "half", rows(8), drop_layers=15)
+    given = {**rows(64), "train.precision": "fp32"}
+    logits, labels = [], torch.zeros(0)
+    for base in ({}, {"model.base": str(folder / "half")}):
+        recipe = finetune.load_recipe(QUICKSTART, {**given, **base}).recipe
+        inputs = build.build_inputs(recipe)
+        model: Any = build.load_base(recipe, inputs).eval()
+        documents = [inputs.data.train[index] for index in range(64)]
+        batch = packed_batch(documents)
+        read = {name: batch[name] for name in ("input_ids", "position_ids", "documents")}
+        positions = LossInputs(batch["shift_labels"], batch["input_ids"])
+        labels = positions.at_supervised(positions.labels)[:POSITIONS]
+        with torch.no_grad():
+            states = positions.at_supervised(states_of(model, **read, use_cache=False)[0])[:POSITIONS]
+            logits.append(head_of(model)(states))
+    log_p, log_q = (own.log_softmax(-1) for own in logits)
+    whole = (log_p.exp() * (log_p - log_q)).sum(-1)
+    tokens = log_p.shape[1]
+    print(f"{len(labels):,} positions, {tokens:,} tokens: the whole divergence {float(whole.mean()):.4f}")
+    for kept in KEPT:
+        teacher = Likeliest.of(logits[0], labels, kept, 1.0)
+        found, _ = likeliest_to_gradient(teacher, log_q)
+        held = float(-torch.expm1(teacher.log_p[:, -1]).mean())
+        apart = float((whole - found).mean())
+        size = TeacherQuery({}, kept, 1.0, tokens).record.itemsize
+        print(
+            f"k {kept:>5,}  holds {held:.4%}  divergence {float(found.mean()):.4f}, {apart:.5f} less "
+            f"({apart / float(whole.mean()):.2%}), at most {float((whole - found).max()):.4f}  {size:,} bytes"
+        )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,11 @@ def data_cache() -> Path:
     return cache_folder() / "data"
 
 
+def teacher_cache() -> Path:
+    """The folder for what teachers said (finetune.training.teacher_store)."""
+    return cache_folder() / "teachers"
+
+
 def tokenizer_for(
     model: ModelSection, adapter: Path | None, base_folder: Path, *, preparation: int = PREPARATION
 ) -> "PreTrainedTokenizerFast":

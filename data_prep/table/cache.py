@@ -61,7 +61,7 @@ def obtain(cache: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> tup
     folder = cache / key
     if (report := report_of(folder)) is not None:
         return folder, report
-    with _writing(cache), _locked(cache / f"{key}.lock"):
+    with writing(cache), locked(cache / f"{key}.lock"):
         if (report := report_of(folder)) is not None:
             return folder, report
         if folder.is_symlink():
@@ -164,7 +164,8 @@ def report_of(folder: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _writing(cache: Path) -> Iterator[None]:
+def writing(cache: Path) -> Iterator[None]:
+    """Around what writes to a cache, whose folder is made. Raises DataError where it can't be written."""
     try:
         if not cache.exists():
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +195,7 @@ def _lock(path: Path) -> "FileLock":
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator["FileLock"]:
+def locked(path: Path) -> Iterator["FileLock"]:
     """Hold a lock; waiting for it is logged, and has no timeout."""
     from filelock import Timeout
 

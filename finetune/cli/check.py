@@ -85,7 +85,8 @@ def check(
 def _deep(loaded: "LoadedRecipe", allow_code: frozenset[str]) -> list[str]:
     from finetune.training.build import deep_check
 
-    return deep_check(loaded.recipe, allow_code=allow_code)
+    with loaded.placing():
+        return deep_check(loaded.recipe, allow_code=allow_code)
 
 
 def resolved_lines(

@@ -134,15 +134,20 @@ def _print_sample(sample: "AuditRow") -> None:
 
 def _cache(verb: Literal["list", "clear"], *, as_json: bool) -> None:
     from data_prep.table.cache import clear, entries
-    from finetune.data import data_cache
+    from finetune.data import data_cache, teacher_cache
 
     folder = data_cache()
     if verb == "clear":
-        count, freed = clear(folder)
-        cleared: dict[str, Any] = {"folder": str(folder), "deleted": count, "bytes": freed}
-        print_json(cleared) if as_json else out(
-            f"deleted {count} prepared data sets, {freed / 1e6:,.1f} MB, from {folder}"
-        )
+        cleared: dict[str, Any] = {}
+        for prefix, what, own in (
+            ("", "prepared data sets", folder), ("teachers_", "stores of teachers' answers", teacher_cache()),
+        ):  # fmt: skip
+            count, freed = clear(own)
+            cleared |= {f"{prefix}folder": str(own), f"{prefix}deleted": count, f"{prefix}bytes": freed}
+            if not as_json and (count or not prefix):
+                out(f"deleted {count} {what}, {freed / 1e6:,.1f} MB, from {own}")
+        if as_json:
+            print_json(cleared)
         return
     found = entries(folder)
     if as_json:

@@ -201,7 +201,8 @@ class Engine:
         if recipe.objective.draws and self.steps_in_backward:
             return (
                 f"objective.kind: {recipe.objective.kind}: {self.name} takes its step in the backward pass, "
-                "and one whose rewards teach nothing must be left out. Take ddp or fsdp2."
+                "and one whose rewards teach nothing must be left out; it was never shown to draw answers. "
+                f"Take ddp{'' if recipe.objective.teaches else ' or fsdp2'}."
             )
         if recipe.train.base_arithmetic is not None and self.takes_over:
             return (

@@ -100,18 +100,20 @@ class Group:
 
     def text_of_main(self, text: str) -> str:
         """What the main process says."""
+        return self.bytes_of(0, text.encode()).decode()
+
+    def bytes_of(self, rank: int, content: bytes) -> bytes:
+        """What this process has in `content`."""
         if self.world_size == 1:
-            return text
-        content = torch.tensor(list(text.encode()), dtype=torch.uint8)
+            return content
         size = torch.tensor(len(content), device=_device())
-        distributed.broadcast(size, 0)
-        buffer = (
-            content.to(_device())
-            if self.is_main
-            else torch.empty(int(size), dtype=torch.uint8, device=_device())
-        )
-        distributed.broadcast(buffer, 0)
-        return bytes(buffer.tolist()).decode()
+        distributed.broadcast(size, rank)
+        buffer = torch.empty(int(size), dtype=torch.uint8)
+        if self.rank == rank:
+            buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else buffer
+        buffer = buffer.to(_device())
+        distributed.broadcast(buffer, rank)
+        return buffer.cpu().numpy().tobytes()
 
     def texts_of_all(self, text: str) -> list[str]:
         """What each process says, by rank."""

@@ -12,7 +12,7 @@ Shapes: B rows, T tokens of a step, V tokens of the vocabulary.
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,7 @@ class _Row:
     computed: int = 0
     """Of how many tokens there are keys and values."""
     reused: int = 0
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def pending(self) -> int:
@@ -63,6 +64,13 @@ class _Row:
     @property
     def made(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
+
+    def prompt_positions(self, start: int, end: int) -> int:
+        """How many of these positions are followed by a token of a prompt whose log-probabilities are asked
+        for, and weren't told before."""
+        if self.request.prompt_logprobs is None or start < len(self.prompt_logprobs):
+            return 0
+        return min(end, len(self.request.prompt) - 1) - start
 
 
 class ContinuousBatch:
@@ -203,7 +211,8 @@ class ContinuousBatch:
         """The row that has computed most of the prompt's first tokens, how many, and how many of them another
         is about to compute."""
         source, shared, coming = None, 0, 0
-        if self._by_length or not self._keeps:  # keys depend on the length of the whole
+        # Keys depend on the length of the whole; or each position's logits are asked for.
+        if self._by_length or not self._keeps or request.prompt_logprobs is not None:
             return source, shared, coming
         prompt = list(request.prompt)
         for other in (*self._kept.values(), *self._rows):
@@ -257,10 +266,12 @@ class ContinuousBatch:
                 input_ids=torch.tensor([row.tokens], device=self._model.device), use_cache=False
             )
             row.computed = len(row.tokens) - 1
+            if row.made == 0:
+                self._tell_prompt(row, 0, whole.logits[0, :-1].float())
             return whole.logits[:, -1].float()
         tokens: list[int] = []
         positions: list[int] = []
-        spans, last = [], []
+        spans, last, told, asked = [], list[int](), list[tuple[_Row, int, int]](), list[int]()
         for row, count in work:
             first, start = len(tokens), row.computed
             tokens += row.tokens[start : start + count]
@@ -269,9 +280,28 @@ class ContinuousBatch:
             row.computed += count
             if row.pending == 0:
                 last.append(len(tokens) - 1)
+            if (known := row.prompt_positions(start, row.computed)) > 0:
+                told.append((row, start, known))
+                asked += range(first, first + known)
         if self._router is not None:
-            self._router.route(_segments(work), _segments([(row, 1) for row in ready]))
-        return self._logits(tokens, positions, last, spans)
+            kept = [*((row, 1) for row in ready), *((row, known) for row, _, known in told)]
+            self._router.route(_segments(work), _segments(kept))
+        scores = self._logits(tokens, positions, [*last, *asked], spans)
+        after = len(last)
+        for row, start, known in told:
+            self._tell_prompt(row, start, scores[after : after + known])
+            after += known
+        return scores[: len(last)]
+
+    @staticmethod
+    def _tell_prompt(row: _Row, start: int, scores: torch.Tensor) -> None:
+        """Keep what logits (T x V) from a position on say of the tokens behind each, of a prompt that asks
+        for it."""
+        count, prompt = row.request.prompt_logprobs, row.request.prompt
+        if count is None:
+            return
+        for own, token in zip(scores, prompt[start + 1 : start + 1 + len(scores)], strict=False):
+            row.prompt_logprobs.append(_logprob(own, token, count))
 
     def _logits(
         self, tokens: Sequence[int], positions: Sequence[int], last: Sequence[int], spans: Sequence[Span]
@@ -312,7 +342,11 @@ class ContinuousBatch:
             self._leave(row)
         logprob = None if request.logprobs is None else _logprob(scores, token, request.logprobs)
         error = None if row.constraint is None else row.constraint.error
-        return Piece(request, token, text, row.made, row.reused, drawn_logprob, logprob, finish, error)
+        first = row.made == 1 and request.prompt_logprobs is not None
+        of_prompt = tuple(row.prompt_logprobs) if first else None
+        return Piece(
+            request, token, text, row.made, row.reused, drawn_logprob, logprob, of_prompt, finish, error
+        )
 
     def _finish(self, row: _Row, token: int) -> Finish | None:
         complete = row.constraint is not None and row.constraint.complete
@@ -394,5 +428,5 @@ def _same_beginning(one: Sequence[int], other: Sequence[int], most: int) -> int:
 
 def _logprob(scores: torch.Tensor, token: int, count: int) -> TokenLogprob:
     found = scores.log_softmax(dim=-1)
-    values, ids = found.topk(count)
+    values, ids = found.topk(min(count, len(found)))
     return TokenLogprob(token, float(found[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))

@@ -57,12 +57,15 @@ class Request:
     tells none."""
     grammar: Grammar | None = None
     """What the answer may be."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's tokens but the first, which nothing predicts; its keys and values are then
+    taken from no other text."""
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token of an answer, ln of its probability without temperature, top_p and grammar, and those of the
-    likeliest."""
+    """A token of an answer, or a prompt, ln of its probability without temperature, top_p and grammar, and
+    those of the likeliest."""
 
     token: int
     logprob: float
@@ -84,6 +87,8 @@ class Piece:
     """ln of the token's probability at the temperature at which it was drawn, of all tokens that the grammar
     allowed, whatever top_p, top_k and min_p left out; None at temperature 0."""
     logprob: TokenLogprob | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    """With the first token, where they were asked for."""
     finish: Finish | None = None
     error: str | None = None
     """Why the answer ended with an error."""

@@ -238,8 +238,11 @@ class LossInputs:
     values: torch.Tensor | None = None
     """What was computed of each document before step 1 (N x K)."""
     position_values: torch.Tensor | None = None
-    """Numbers of each supervised position, in their order (N' x K), of answers that were drawn
-    (finetune.training.rollouts)."""
+    """Numbers of each supervised position, in their order (N' x K): of answers that were drawn
+    (finetune.training.rollouts), or of what a teacher said before step 1
+    (finetune.training.teacher_store)."""
+    position_tokens: torch.Tensor | None = None
+    """Tokens that these are about (N' x k)."""
     step_sum: torch.Tensor | None = None
     """Numbers that are summed over the complete step, known before its first loss (K)."""
     most_chunks: MostChunks | None = None
@@ -328,6 +331,7 @@ def install_loss(
         targets: torch.Tensor | None = None,
         document_values: torch.Tensor | None = None,
         position_values: torch.Tensor | None = None,
+        position_tokens: torch.Tensor | None = None,
         step_sum: torch.Tensor | None = None,
         supervised: torch.Tensor | None = None,
         prompts: torch.Tensor | None = None,
@@ -365,6 +369,7 @@ def install_loss(
                 kwargs.get("documents"),
                 document_values,
                 position_values,
+                position_tokens,
                 step_sum,
                 most_chunks,
                 read,

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from data_prep.config import Section
 from finetune.objectives.base import Objective
+from finetune.objectives.drawing import DrawingOptions
 from finetune.recipe.given import Given, RuleProblem, asked
 from finetune.recipe.schema.rewards import RewardSection
 
@@ -17,15 +18,13 @@ if TYPE_CHECKING:
     from finetune.recipe.schema import Recipe
     from finetune.recipe.schema.model import ModelSection
 
-Share = Annotated[float, Field(gt=0, le=1)]
-
 CLIPS = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (0.2, 5.0)}
 """By how much a ratio may fall and rise: the papers' values, where they aren't GRPO's (0.2, 0.2)."""
 UNSCALED = ("dr_grpo", "rloo")
 """Losses whose advantages aren't divided by a deviation."""
 
 
-class GrpoOptions(Section):
+class GrpoOptions(DrawingOptions):
     """Keys of objective grpo."""
 
     rewards: Annotated[dict[str, RewardSection], Field(min_length=1)]
@@ -37,17 +36,11 @@ class GrpoOptions(Section):
     group_size: Annotated[int, Field(ge=2, le=4096)] = 8
     """Answers to a prompt, which are compared with one another; a step has train.global_batch_size
     prompts."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 256
-    """The longest answer."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Answers are drawn, and log-probabilities compared, of logits divided by it."""
-    top_p: Share = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Draw from the likeliest tokens that have this probability together. Ratios are of the probabilities of
     all tokens, whatever top_p, top_k and min_p leave out."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Draw from so many of the likeliest tokens; 0 from all."""
-    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Draw from tokens that have this share of the likeliest one's probability."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Ratios count down to 1 minus this; when absent 0.2, of gspo 0.0003."""
     clip_high: Annotated[float, Field(gt=0, le=100)] | None = None
@@ -63,8 +56,6 @@ class GrpoOptions(Section):
     mask_truncated: bool = False
     """Answers that were cut at max_new_tokens have a reward and teach nothing (Yu et al. 2025,
     arXiv:2503.14476)."""
-    answers_at_a_time: Annotated[int, Field(ge=1)] = 64
-    """Answers that are drawn side by side; memory may allow fewer."""
 
 
 class Grpo(Objective):

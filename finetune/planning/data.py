@@ -86,16 +86,18 @@ def assumed(recipe: Recipe, why: str) -> Load:
 def _drawn(recipe: Recipe, prompt: int, rows: int | None, origin: str) -> Load:
     """Of answers that are drawn: prompts of at most so many tokens, each there once with all its answers,
     which are taken to be as long as they may be."""
-    train, options = recipe.train, recipe.objective.options
+    train, options = recipe.train, recipe.objective.drawing
     answers = options["group_size"] * options["max_new_tokens"]
     steps = train.max_steps
     if steps is None and rows is not None:
         epoch = math.ceil(rows / train.global_batch_size) * options["epochs_per_sample"]
         steps = math.ceil(round((train.epochs or 1.0) * epoch, 6))
     each = prompt + answers
+    # Beside a teacher some rows are learned as they are.
+    learned = each if recipe.objective.teaches else answers
     return Load(
         train.micro_batch_size * each,
-        train.micro_batch_size * answers,
+        train.micro_batch_size * learned,
         prompt + options["max_new_tokens"],
         steps,
         None if steps is None else steps * train.global_batch_size * each,

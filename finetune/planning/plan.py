@@ -241,7 +241,7 @@ def _drawn_at_a_time(recipe: Recipe, processes: int) -> int:
     """Answers of one process."""
     if not recipe.objective.draws:
         return 0
-    options = recipe.objective.options
+    options = recipe.objective.drawing
     each = recipe.train.global_batch_size * options["group_size"] // processes
     return int(min(options["answers_at_a_time"], each))
 

@@ -3,7 +3,8 @@ at once."""
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,29 @@ class LoadedRecipe:
     origins: dict[str, str]
     overrides: tuple[str, ...] = ()
     """What was laid over the file, as key=value."""
+    tree: Node | None = field(default=None, repr=False, compare=False)
+    """What was read, with its places."""
 
     @property
     def name(self) -> str:
         """What its runs are called: as the file, or as the run whose lock it is."""
         return self.path.parent.name.rpartition("-")[0] if self.path.name == LOCK else self.path.stem
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Around what only the base and the rows show to be wrong: problems with a key get the place where
+        it was written."""
+        try:
+            yield
+        except RecipeError as error:
+            raise RecipeError([self._placed(problem) for problem in error.problems]) from None
+
+    def _placed(self, problem: Problem) -> Problem:
+        if problem.place or self.tree is None:
+            return problem
+        location = self.tree.locate(problem.path)
+        found = finding_at(self.tree.nearest(location), location, problem.message)
+        return as_problems([found], [])[0]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, text: str | None = None) -> LoadedRecipe:
@@ -80,7 +99,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, text: str | 
     origins = _origins(recipe, tree, layers) | said
     for location, names in variables.items():
         origins[dotted(location)] += ", " + " ".join(f"${{{name}}}" for name in names)
-    return LoadedRecipe(recipe, file, origins, tuple(overrides))
+    return LoadedRecipe(recipe, file, origins, tuple(overrides), tree)
 
 
 def idle_defaults(recipe: Recipe) -> set[str]:

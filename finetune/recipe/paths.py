@@ -12,7 +12,7 @@ from data_prep.config import CHAT_TEMPLATES, is_template_text, problem_with_name
 from data_prep.files import Use, problem_with
 from finetune.recipe.reading.tree import SOURCE_LISTS, Diagnostic, Location, Node, finding_at
 from finetune.recipe.reading.variables import expanded
-from finetune.recipe.schema.objective import BASE, REFERENCE, REFERENCES, REWARDS, TEACHER
+from finetune.recipe.schema.objective import BASE, REFERENCE, REFERENCES, REWARDS, TEACHER, is_server
 
 # What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none
 # ends in .git.
@@ -45,7 +45,9 @@ def resolve_paths(tree: Node) -> tuple[Node, list[Diagnostic], dict[Location, li
         tree = _resolve_adapter(
             tree, REFERENCE, findings, words=f"; expected {', '.join(REFERENCES)}, or one"
         )
-    if (found := _text(tree, TEACHER)) is not None and found[1].strip() not in ("", BASE):
+    if (found := _text(tree, TEACHER)) is not None and not (
+        found[1].strip() in ("", BASE) or is_server(found[1])
+    ):
         tree = _resolve_model(tree, *found, TEACHER, findings, words=f"{BASE}, or ")
     for reward in _rewards(tree):
         tree = _resolve(tree, (*reward, "code"), findings, kind="Python file")

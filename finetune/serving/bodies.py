@@ -15,6 +15,7 @@ MOST_CHOICES = 16
 MOST_PROMPTS = 256
 MOST_STOPS = 16
 LONGEST_STOP = 256
+MOST_OF_PROMPTS = 1024
 NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -146,6 +147,14 @@ class CompletionBody(Body):
 
     prompt: Annotated[list[str | Ids], BeforeValidator(_listed), Field(min_length=1, max_length=MOST_PROMPTS)]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MOST_OF_PROMPTS)] | None = None
+    """vLLM's: the same of the prompt's tokens, by their ids."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs are told with a whole answer: leave stream out")
+        return self
 
     @property
     def likeliest(self) -> int | None:

@@ -90,6 +90,7 @@ def _choices(
         "max_new_tokens": body.longest or model.max_new_tokens, "temperature": body.temperature,
         "top_p": body.top_p, "seed": seed, "stop": tuple(body.stop), "logprobs": body.likeliest,
         "grammar": grammar,
+        "prompt_logprobs": body.prompt_logprobs if isinstance(body, CompletionBody) else None,
     }  # fmt: skip
     requests = [
         Request(model.speaker, prompt, index=index, **options)

@@ -30,6 +30,7 @@ class Choice:
     reused_tokens: int = 0
     finish: str | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
     def take(self, piece: Piece) -> None:
         """Add a piece."""
@@ -37,6 +38,8 @@ class Choice:
         self.tokens, self.reused_tokens, self.finish = piece.tokens, piece.reused_tokens, piece.finish
         if piece.logprob is not None:
             self.logprobs.append(piece.logprob)
+        if piece.prompt_logprobs is not None:
+            self.prompt_logprobs = piece.prompt_logprobs
 
 
 class Writer:
@@ -101,8 +104,13 @@ class Writer:
     def _whole_choice(self, choice: Choice) -> dict[str, Any]:
         found = choice.logprobs if choice.request.logprobs is not None else None
         told = self._logprobs(choice, found)
-        shared = {"index": choice.index, "logprobs": told, "finish_reason": choice.finish}
+        shared: dict[str, Any] = {
+            "index": choice.index, "logprobs": told, "finish_reason": choice.finish,
+        }  # fmt: skip
         if not self.chat:
+            if choice.prompt_logprobs is not None:
+                tokenizer = choice.request.speaker.tokenizer
+                shared["prompt_logprobs"] = _prompt_logprobs(choice.prompt_logprobs, tokenizer)
             return shared | {"text": choice.text}
         text, calls = self._said(choice)
         message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None}
@@ -165,6 +173,26 @@ def _text_logprobs(found: Sequence[TokenLogprob], tokenizer: PreTrainedTokenizer
             {text(token): _finite(logprob) for token, logprob in reversed(one.likeliest)} for one in found
         ],
     }
+
+
+def _prompt_logprobs(
+    found: Sequence[TokenLogprob], tokenizer: PreTrainedTokenizerFast
+) -> list[dict[str, Any] | None]:
+    """In vLLM's form: for each token of the prompt, which the first has none of, the likeliest ones by their
+    ids, and the token itself."""
+
+    def told(token: int, logprob: float, rank: int | None) -> dict[str, Any]:
+        text = _as_text(bytes_of(token, tokenizer))
+        return {"logprob": _finite(logprob), "rank": rank, "decoded_token": text}
+
+    rows: list[dict[str, Any] | None] = [None]
+    for one in found:
+        likeliest = {
+            str(token): told(token, logprob, rank)
+            for rank, (token, logprob) in enumerate(one.likeliest, start=1)
+        }
+        rows.append({str(one.token): told(one.token, one.logprob, None)} | likeliest)
+    return rows
 
 
 def _as_text(content: bytes) -> str:

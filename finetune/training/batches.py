@@ -60,6 +60,10 @@ class Batching:
         return self.global_batch_size // (self.micro_batch_size * self.world_size)
 
 
+Beside = Callable[[Sequence[int]], dict[str, torch.Tensor]]
+"""What goes into a batch beside the documents of these numbers."""
+
+
 class Feed(IterableDataset[Any], ABC):
     """The micro-batches of one process, step after step without end: for each step exactly `accumulation` of
     them."""
@@ -156,6 +160,8 @@ class TableFeed(Feed):
         self.counterparts, self.has_counterparts = counterparts, bool(counterparts)
         self.counterpart_values = self.values if self.values is None else np.zeros_like(self.values)
         self.fillers = [replace(filler, values=(0.0,) * values) for filler in self.fillers]
+        self.beside: Beside | None = None
+        """What goes into a batch beside its documents, where something does."""
         self._packs: tuple[int, Packs] | None = None
         self._steps: list[int] = []
 
@@ -197,6 +203,14 @@ class TableFeed(Feed):
                     [number for pack in mine for number in self._numbers(pack)],
                     self._batch(mine, take, step),
                 )
+
+    def _batch(
+        self, packs: Sequence[Any], documents_of: Callable[[Any], list[Document]], step: int
+    ) -> dict[str, Any]:
+        batch = super()._batch(packs, documents_of, step)
+        if self.beside is None:
+            return batch
+        return batch | self.beside([number for pack in packs for number in self._numbers(pack)])
 
     def documents_of(self, pack: list[PackedPiece]) -> list[Document]:
         """The documents, or their pieces."""

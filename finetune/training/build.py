@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallba
 from data_prep.epoch.stream import Stream
 from data_prep.preparation import PreparedData
 from data_prep.table.cache_key import tokenizer_sha256
+from data_prep.table.documents import DocumentTable
 from data_prep.tokenizers.tokens import check_ids
 from data_prep.truncation import overlap_of
 from finetune.data import prepare_data, tokenizer_for
@@ -68,6 +69,8 @@ from finetune.training.arguments import optimizer_name, training_arguments
 from finetune.training.batches import Batching, Feed, StreamFeed, TableFeed
 from finetune.training.callbacks.epoch_marks import EpochMarks
 from finetune.training.company import Member
+from finetune.training.drawing import Drawing
+from finetune.training.on_policy import OwnAnswers
 from finetune.training.optimization.intervals import intervals_of
 from finetune.training.optimization.own_optimizers import own_optimizer
 from finetune.training.optimization.parameter_groups import Rates
@@ -75,7 +78,8 @@ from finetune.training.optimization.schedule import ceil_product, rate_factor, w
 from finetune.training.prompts import PromptFeed, prompts_of
 from finetune.training.reference import StartWeights, check_reference
 from finetune.training.rollouts import Rollouts
-from finetune.training.teacher import check_teacher, load_teacher
+from finetune.training.teacher import ask_before, check_teacher, hash_of_answers, load_teacher
+from finetune.training.teacher_store import TeacherStore
 from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
@@ -110,7 +114,7 @@ class Inputs:
     member: Member | None = None
     """Of a company of runs that train together; None for a run alone."""
     asking: "Asking | None" = None
-    """For an objective that draws answers; else None."""
+    """For an objective that draws answers, some or all; else None."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,10 @@ class Asking:
 
     questions: Sequence[Question]
     """Of the rows to train on."""
-    evaluation: Sequence[Question]
-    rewards: Rewards
+    evaluation: Sequence[Question] = ()
+    """Of those to evaluate on, where their answers are rewarded."""
+    rewards: Rewards | None = None
+    """None where a teacher judges them."""
 
 
 def seed_everything(seed: int) -> None:
@@ -186,12 +192,14 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
         _check_continued(recipe, base, described, tokenizer)
     objective = objective_of(recipe)
     check_reference(objective, base, tokenizer, rules.preparation)
-    teacher = check_teacher(objective, tokenizer)
+    teacher = check_teacher(objective, base, tokenizer)
     data = prepare_data(recipe, tokenizer, allow_code=allow_code)
     made = Inputs(base, tokenizer, data, precision, objective, frozenset(allow_code), rules, teacher)
-    if not isinstance(objective, Grpo):
+    if not recipe.objective.draws:
         return made
     questions, held_out = prompts_of(recipe, data, tokenizer, positions=positions)
+    if not isinstance(objective, Grpo):
+        return replace(made, asking=Asking(questions))
     rewards = Rewards(
         objective.options.rewards, labels_of(recipe), precision=precision, allow_code=allow_code
     )
@@ -380,9 +388,10 @@ def build_trainer(
     checkpoints: Path,
     evaluate_first: bool,
     callbacks: list[TrainerCallback],
+    taught: Mapping[str, TeacherStore] | None = None,
 ) -> ExactTrainer:
-    """The trainer over this process's share of the batches."""
-    train, data, most = recipe.train, inputs.data, recipe.evaluate.max_rows
+    """The trainer over this process's share of the batches; `taught` is what ask_teacher gave."""
+    train, evaluation = recipe.train, _evaluation_documents(recipe, inputs.data)
     feed = build_feed(recipe, inputs)
     total_steps = train.max_steps or _steps_for(train.epochs or 1.0, feed)
     if warmup_steps(train, total_steps) > total_steps:
@@ -391,7 +400,6 @@ def build_trainer(
             "rate rises to the end, and never reaches train.learning_rate"
         )
     intervals = intervals_of(train, total_steps, partial(_steps_for, feed=feed))
-    evaluates = len(data.evaluation) > 0 and train.evaluate_every != NEVER
     saves_at_end = train.save_every != NEVER
     arguments = training_arguments(
         train,
@@ -401,7 +409,7 @@ def build_trainer(
         intervals=intervals,
         accumulation=feed.batching.accumulation,
         evaluation_batch_size=recipe.evaluate.batch_size,
-        evaluates=evaluates,
+        evaluates=_evaluates(recipe, inputs.data),
         evaluate_first=evaluate_first,
         checkpoints=checkpoints,
         rules=inputs.rules,
@@ -414,7 +422,7 @@ def build_trainer(
         rate_factor=partial(
             rate_factor, train, total_steps, rule=inputs.rules.schedule, falls=intervals.falls
         ),
-        evaluation=data.evaluation[: most * data.documents_per_row if most is not None else None],
+        evaluation=evaluation,
         keep_checkpoints=train.keep_checkpoints,
         # Evaluating never needs more memory than training did.
         evaluation_tokens=train.micro_batch_size
@@ -427,13 +435,12 @@ def build_trainer(
         member=inputs.member,
     )
     if inputs.asking is not None:
-        trainer.rollouts = Rollouts(
-            trainer,
-            inputs.tokenizer,
-            inputs.asking.rewards,
-            inputs.asking.evaluation,
-            StartWeights(trainer) if inputs.objective.options.kl_weight else None,
-        )
+        trainer.rollouts = _drawing(trainer, inputs, inputs.asking)
+    if taught:
+        assert isinstance(feed, TableFeed)  # noqa: S101 - the objective's rules refuse streams
+        feed.beside = taught["training"].of
+        trainer.evaluation_beside = taught["evaluation"].of if "evaluation" in taught else None
+        trainer.values_hash = hash_of_answers(taught)
     trainer.evaluation_counterparts = inputs.objective.counterparts(trainer.evaluation)
     try:
         trainer.create_optimizer()
@@ -444,11 +451,49 @@ def build_trainer(
     return trainer
 
 
+def _drawing(trainer: ExactTrainer, inputs: Inputs, asking: Asking) -> Drawing:
+    """What draws the answers that are learned from."""
+    options = inputs.objective.options
+    if asking.rewards is None:
+        return OwnAnswers(trainer, inputs.tokenizer, options.on_policy)
+    start = StartWeights(trainer) if options.kl_weight else None
+    return Rollouts(trainer, inputs.tokenizer, asking.rewards, asking.evaluation, start)
+
+
+def ask_teacher(recipe: Recipe, inputs: Inputs) -> dict[str, TeacherStore]:
+    """What the teacher says of rows for training and for evaluation, where it is asked before step 1; nothing
+    otherwise. See ask_before."""
+    documents = {"training": inputs.data.train}
+    if _evaluates(recipe, inputs.data):
+        documents["evaluation"] = _evaluation_documents(recipe, inputs.data)
+    return ask_before(
+        inputs.objective,
+        documents,
+        base=inputs.base,
+        fingerprint=inputs.teacher,
+        precision=inputs.precision,
+        load_base=partial(load_base, recipe, replace(inputs, member=None)),
+        tokenizer=inputs.tokenizer,
+        group=this_group(),
+    )
+
+
+def _evaluates(recipe: Recipe, data: PreparedData) -> bool:
+    return len(data.evaluation) > 0 and recipe.train.evaluate_every != NEVER
+
+
+def _evaluation_documents(recipe: Recipe, data: PreparedData) -> DocumentTable:
+    most = recipe.evaluate.max_rows
+    return data.evaluation[: most * data.documents_per_row if most is not None else None]
+
+
 def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
     """This process's share of the batches."""
     train, section, group = recipe.train, recipe.data, this_group()
-    # What is computed with others' documents is packed, whatever the recipe says: the losses are the same.
-    packed = section.pack_length_tokens is not None or inputs.member is not None
+    # What is computed with others' documents is packed, whatever the recipe says: the losses are the same. So
+    # are rows with answers of any length, which would be padded to the longest.
+    mixed = inputs.asking is not None and inputs.asking.rewards is None
+    packed = section.pack_length_tokens is not None or inputs.member is not None or mixed
     pad = pad_token_id(inputs.tokenizer)
     noise = train.seed if train.neftune_alpha is not None and inputs.rules.training >= 2 else None
     reader, part = divmod(group.rank, train.sequence_parallel_size)
@@ -478,14 +523,17 @@ def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
             batching,
         )
     if inputs.asking is not None:
-        options = inputs.objective.options
+        drawing = recipe.objective.drawing
+        size, passes = drawing["group_size"], drawing["epochs_per_sample"]
         return PromptFeed(
             inputs.data.train,
             inputs.data.packs,
-            replace(batching, documents_per_row=options.group_size, passes=options.epochs_per_sample),
+            replace(batching, documents_per_row=size, passes=passes),
             overlap=0,
             questions=inputs.asking.questions,
-            longest_answer=options.max_new_tokens,
+            longest_answer=drawing["max_new_tokens"],
+            fraction=drawing.get("fraction", 1.0),
+            seed=train.seed,
         )
     return TableFeed(
         inputs.data.train,
@@ -502,7 +550,7 @@ def _shares_prompts(recipe: Recipe, inputs: Inputs, noise: int | None) -> bool:
     noise, which each document has of its own."""
     config = load_config(inputs.base, recipe.model.rope_scaling)
     attention = choose_attention(choose_device(), inputs.precision.dtype, config)
-    several = inputs.objective.encoding.documents_per_row > 1 or inputs.asking is not None
+    several = inputs.objective.encoding.documents_per_row > 1 or recipe.objective.draws
     return several and noise is None and shares_beginnings(attention, config)
 
 

@@ -145,14 +145,15 @@ def _train(
 ) -> tuple[Path, str]:
     from finetune.training import run
 
-    folder, summary = run.start(
-        loaded.recipe,
-        name=member.name.removeprefix(environment.RUN_THREAD),
-        command=command,
-        allow_code=allow_code,
-        origins=loaded.origins,
-        member=member,
-    )
+    with loaded.placing():
+        folder, summary = run.start(
+            loaded.recipe,
+            name=member.name.removeprefix(environment.RUN_THREAD),
+            command=command,
+            allow_code=allow_code,
+            origins=loaded.origins,
+            member=member,
+        )
     return folder.path, summary["status"]
 
 

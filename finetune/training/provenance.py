@@ -29,6 +29,7 @@ def make_lock(
     recipe: Recipe, inputs: Inputs, command: str, tracker_id: str, origins: dict[str, str] | None = None
 ) -> Lock:
     """The identity of everything that a run is made of."""
+    asking = inputs.asking
     return Lock(
         recipe=recipe,
         command=command,
@@ -38,7 +39,7 @@ def make_lock(
         template_sha256=template_sha256(inputs.tokenizer),
         data=inputs.data.digests,
         teacher=dict(inputs.teacher),
-        rewards={} if inputs.asking is None else inputs.asking.rewards.identity,
+        rewards={} if asking is None or asking.rewards is None else asking.rewards.identity,
         versions=build.versions(),
         device=build.device_facts(inputs.precision) | ({} if inputs.member is None else {TOGETHER: True}),
         git=git_state(Path.cwd()),

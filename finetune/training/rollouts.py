@@ -1,8 +1,4 @@
-"""Answers that the model in training draws, what they are worth, and the micro-batches that they become.
-
-Before a step its prompts are answered with the weights of that moment. What is drawn depends on the recipe's
-seed, the step, the prompt, how often the step asked it before, and the number of the answer alone, so a
-resumed run draws what it would have drawn. Each process answers its own prompts.
+"""What drawn answers are worth, and the micro-batches that they become.
 
 Shapes: P prompts, G answers to each, K rewards, N learned tokens of a micro-batch.
 """
@@ -19,18 +15,16 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.disk import read_regular, write_private
 from data_prep.table.documents import Document
-from finetune.engines.sharded import evaluable
 from finetune.errors import CheckpointError
 from finetune.evaluation.rewards import Rewards
-from finetune.generation.sampler import Sample, sample
+from finetune.generation.sampler import Sample
 from finetune.models.device import widest_type
-from finetune.models.kernels.noise import seed_of
 from finetune.models.policy import advantages_of
-from finetune.objectives.grpo import Grpo, GrpoOptions
+from finetune.objectives.grpo import Grpo
 from finetune.runs.trackers import GeneratedSample
 from finetune.scoring.measured import Question
 from finetune.training.batches import collate
-from finetune.training.prompts import PromptFeed
+from finetune.training.drawing import Drawing
 from finetune.training.reference import StartWeights
 
 if TYPE_CHECKING:
@@ -68,8 +62,8 @@ Groups = list[list[Drawn]]
 """The answers that a micro-batch learns from: to each prompt so many."""
 
 
-class Rollouts:
-    """What a step's prompts become, by the model as it is."""
+class Rollouts(Drawing):
+    """What a step's prompts become of an objective that has rewards."""
 
     def __init__(
         self,
@@ -80,20 +74,16 @@ class Rollouts:
         start: StartWeights | None,
     ):
         """`start` are the weights from which the divergence is measured, where it has a weight."""
-        assert isinstance(trainer.feed, PromptFeed)  # noqa: S101 - build makes it for this objective
-        assert isinstance(trainer.objective, Grpo)  # noqa: S101
-        self.trainer, self.feed, self.objective = trainer, trainer.feed, trainer.objective
-        self.options: GrpoOptions = trainer.objective.options
-        self.tokenizer, self.rewards, self.evaluation, self.start = tokenizer, rewards, evaluation, start
+        assert isinstance(trainer.objective, Grpo)  # noqa: S101 - build makes it for this objective
+        self.objective, self.options = trainer.objective, trainer.objective.options
+        self.rewards, self.evaluation, self.start = rewards, evaluation, start
         self.micro_batches: list[Groups] = []
         """What the present answers are cut into, for steps that learn from them again."""
         self.names = (
             "reward", "reward_deviation", *(f"rewards/{name}" for name in rewards.table), "answer_tokens",
             "truncated", "groups_without_signal", *(f"reward_errors/{name}" for name in rewards.counted),
         )  # fmt: skip
-        self.first_prompt = list[GeneratedSample]()
-        """The answers to the first of the prompts that were answered last, with their rewards."""
-        self.sums = self._nothing()
+        super().__init__(trainer, tokenizer, self.options)
         self.steps = self.steps_without_signal = 0
 
     def answered(self, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -114,7 +104,7 @@ class Rollouts:
         size = self.options.group_size
         questions = [self.feed.questions[row] for one in asked for row in one["rows"]]
         before = [count for one in asked for count in one["asked_before"]]
-        samples = self._samples(questions, size, step, asked_before=before)
+        samples = self.samples(questions, size, step, asked_before=before)
         values = self._scored(questions, samples)
         totals = values.sum(dim=1).reshape(-1, size)
         learns = totals.amax(dim=1) - totals.amin(dim=1) > SAME
@@ -136,26 +126,6 @@ class Rollouts:
         made = [[group for _ in one["rows"] if (group := next(groups))] for one in asked]
         self._tell(step, any(made))
         return made
-
-    def _samples(
-        self, questions: Sequence[Question], count: int, *moment: object, asked_before: Sequence[int] = ()
-    ) -> list[list[Sample]]:
-        options = self.options
-        with evaluable(self.trainer) as model:
-            return sample(
-                model,
-                self.tokenizer,
-                [question.prompt_ids for question in questions],
-                count=count,
-                max_new_tokens=options.max_new_tokens,
-                batch_size=options.answers_at_a_time,
-                temperature=options.temperature,
-                top_p=options.top_p,
-                top_k=options.top_k,
-                min_p=options.min_p,
-                seed=seed_of(self.trainer.args.seed, *moment),
-                asked_before=asked_before,
-            )
 
     def _scored(self, questions: Sequence[Question], samples: Sequence[Sequence[Sample]]) -> torch.Tensor:
         """The rewards of all answers, each by its weight (P G x K)."""
@@ -222,18 +192,6 @@ class Rollouts:
         sums += [[float(self.rewards.errors.pop(name, 0)), float(len(flat))] for name in self.rewards.counted]
         self.sums += torch.tensor(sums, dtype=torch.float64)
 
-    def _nothing(self) -> torch.Tensor:
-        return torch.zeros(len(self.names), 2, dtype=torch.float64)
-
-    def means(self) -> dict[str, float]:
-        """The means over all processes' answers since the last call. All processes must ask."""
-        total, self.sums = self.trainer.reduced(self.sums), self._nothing()
-        return {
-            name: value / count
-            for name, (value, count) in zip(self.names, total.tolist(), strict=True)
-            if count
-        }
-
     def _tell(self, step: int, learns: bool) -> None:
         """Say once in a row that nothing is learned."""
         self.steps += 1
@@ -269,7 +227,7 @@ class Rollouts:
         group = self.trainer.group
         mine = self.evaluation[group.rank :: group.world_size]
         kept, self.sums = self.sums, self._nothing()
-        samples = self._samples(mine, 1, EVALUATION)
+        samples = self.samples(mine, 1, EVALUATION)
         values = self._scored(mine, samples)
         totals = values.sum(dim=1, keepdim=True)
         self._count(values, totals, samples, torch.ones(len(mine), dtype=torch.bool))

@@ -63,6 +63,7 @@ from finetune.training.outputs import (
 )
 from finetune.training.provenance import refuse_other_engine
 from finetune.training.reference import reference_model
+from finetune.training.teacher import refuse_other_answers
 from finetune.training.trainer import ExactTrainer
 from finetune.training.watching import Watcher
 
@@ -92,6 +93,8 @@ def open_session(
             run, lock, inputs, callbacks=[best, GracefulStop(requests, group)], first=checkpoint is None
         )
     checkpoint = None if checkpoint is None else _that_fits(checkpoint, run, trainer)
+    if checkpoint is not None and trainer.values_hash:
+        refuse_other_answers(checkpoint, trainer.values_hash)
     refuse_other_engine(trainer, group)
     if group.is_main:
         write_foreseen(run, recipe, inputs, trainer.engine, group)
@@ -158,6 +161,7 @@ def _trainer(
         )
     if device.type == "cpu":
         say_without_jemalloc()
+    taught = build.ask_teacher(recipe, inputs)  # before the student takes its memory
     model = build.build_model(recipe, inputs)
     trainable, total = count_parameters(model, current())
     precision = inputs.precision
@@ -166,8 +170,9 @@ def _trainer(
         f"{precision.reason}"
     )
     trainer = build.build_trainer(
-        recipe, inputs, model, checkpoints=run.checkpoints, evaluate_first=first, callbacks=callbacks
-    )
+        recipe, inputs, model, checkpoints=run.checkpoints, evaluate_first=first, callbacks=callbacks,
+        taught=taught,
+    )  # fmt: skip
     trainer.describe = lambda checkpoint: describe_checkpoint(checkpoint, recipe, inputs, trainer.model)
     return trainer
 

@@ -181,15 +181,16 @@ def _train_here(
         )
     else:
         assert loaded is not None  # noqa: S101 - the callers see to it
-        ended = run.start(
-            loaded.recipe,
-            name=loaded.name,
-            command=command,
-            allow_code=allow_code,
-            folder=made,
-            origins=loaded.origins,
-            watcher=watcher,
-        )
+        with loaded.placing():
+            ended = run.start(
+                loaded.recipe,
+                name=loaded.name,
+                command=command,
+                allow_code=allow_code,
+                folder=made,
+                origins=loaded.origins,
+                watcher=watcher,
+            )
     return Trained(ended.folder.path, ended.summary["status"])
 
 

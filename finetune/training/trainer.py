@@ -30,16 +30,16 @@ from finetune.models.kernels.noise import seed_of
 from finetune.models.loss import IGNORE_INDEX, Part
 from finetune.objectives import Objective
 from finetune.runs.checkpoint import MARKER, PREFIX
-from finetune.training.batches import Feed, evaluation_batches
+from finetune.training.batches import Beside, Feed, evaluation_batches
 from finetune.training.checkpoints.background import Background
 from finetune.training.checkpoints.contents import COUNTERS, read_counters, read_state
 from finetune.training.checkpoints.store import gone_if_disk_is_full, keep_newest, mark_complete
 from finetune.training.company import Member
+from finetune.training.drawing import Drawing
 from finetune.training.next_step import NextStep
 from finetune.training.optimization.own_optimizers import Maker
 from finetune.training.optimization.parameter_groups import NO_RATES, Rates
 from finetune.training.optimization.riemannian import precondition
-from finetune.training.rollouts import Rollouts
 
 T = TypeVar("T")
 
@@ -87,10 +87,12 @@ class ExactTrainer(Trainer):
         self.feed, self.evaluation, self.keep_checkpoints = feed, evaluation, keep_checkpoints
         self.steps = NextStep(feed, args.max_steps)
         self.evaluation_values: np.ndarray | None = None
+        self.evaluation_beside: Beside | None = None
+        """As the feed's."""
         self.evaluation_counterparts: Sequence[Document] = ()
         self.evaluation_counterpart_values: np.ndarray | None = None
-        self.rollouts: Rollouts | None = None
-        """What draws the answers that are learned from, for an objective that has prompts alone."""
+        self.rollouts: Drawing | None = None
+        """What draws the answers that are learned from, for an objective that has some drawn."""
         self.rate_factor = rate_factor
         self.evaluation_tokens, self.group = evaluation_tokens, group
         self.describe: Callable[[Path], None] = lambda checkpoint: None
@@ -316,8 +318,9 @@ class ExactTrainer(Trainer):
     def evaluation_means(self) -> tuple[float, dict[str, float]]:
         """The mean loss of the evaluation documents, over all processes, and what the objective logs beside
         it."""
-        if self.rollouts is not None:
-            return self.rollouts.evaluation_means()
+        found = None if self.rollouts is None else self.rollouts.evaluation_means()
+        if found is not None:
+            return found
         model = self.model_wrapped if self.is_in_train else self.accelerator.unwrap_model(self.model)
         model.eval()
         total, step_sum = torch.zeros(2, dtype=torch.float64), None
@@ -341,7 +344,8 @@ class ExactTrainer(Trainer):
 
     def evaluation_batches(self) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         """This process's batches of the evaluation documents, each with their indexes."""
-        return self.batches_of(self.evaluation, self.evaluation_values)
+        for rows, batch in self.batches_of(self.evaluation, self.evaluation_values):
+            yield rows, batch if self.evaluation_beside is None else batch | self.evaluation_beside(rows)
 
     def evaluation_step_batches(self) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         """What step_terms is computed of: the documents, or what the objective has in their place."""

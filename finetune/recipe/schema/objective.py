@@ -18,8 +18,16 @@ TEACHER = ("objective", "teacher")
 REWARDS = ("objective", "rewards")
 """Where an objective that draws answers says what they are worth."""
 
+ON_POLICY = ("objective", "on_policy")
+"""Where a distillation says how the student draws answers of its own."""
+
 BASE = "base"
 """The teacher that is the student without its adapter."""
+
+
+def is_server(teacher: str) -> bool:
+    """Whether a teacher is a server's address."""
+    return teacher.startswith(("http://", "https://"))
 
 
 class ObjectiveSection(Section):
@@ -46,8 +54,14 @@ class ObjectiveSection(Section):
 
     @property
     def draws(self) -> bool:
-        """Whether the model draws the answers that it learns from."""
-        return REWARDS[-1] in self.options
+        """Whether the model draws answers that it learns from."""
+        return REWARDS[-1] in self.options or bool(self.options.get(ON_POLICY[-1]))
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """How it draws them, of an objective that draws."""
+        own = self.options.get(ON_POLICY[-1])
+        return {"group_size": 1, "epochs_per_sample": 1, **own} if own else self.options
 
     @property
     def names_reference(self) -> bool:

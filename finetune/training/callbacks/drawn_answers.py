@@ -11,7 +11,7 @@ from data_prep.disk import append_own, write_private
 from finetune.recipe.secrets import scrubbed
 from finetune.runs.folder import whole_entries
 from finetune.runs.trackers import Tracker
-from finetune.training.rollouts import Rollouts
+from finetune.training.drawing import Drawing
 
 EVERY_STEPS = 10
 
@@ -20,7 +20,7 @@ class DrawnAnswers(TrainerCallback):
     """The answers to the main process's first prompt of each tenth step: in the run folder's answers.jsonl,
     and as a table in the tracker."""
 
-    def __init__(self, rollouts: Rollouts, path: Path, tracker: Tracker):
+    def __init__(self, rollouts: Drawing, path: Path, tracker: Tracker):
         self.rollouts, self.path, self.tracker = rollouts, path, tracker
 
     def on_train_begin(

@@ -1,5 +1,6 @@
 """Divergences of a student from a teacher, against plain formulas in float64."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -7,7 +8,14 @@ import torch
 from torch.nn import functional
 
 from finetune.models import sizes
-from finetune.models.distillation import Divergence, Kind, divergence_to_gradient
+from finetune.models.distillation import (
+    Divergence,
+    Kind,
+    Likeliest,
+    LikeliestDivergence,
+    divergence_to_gradient,
+    likeliest_to_gradient,
+)
 from finetune.models.head_loss import FrozenHeadLoss, TrainedHeadLoss
 
 POSITIONS, WIDTH, VOCABULARY = 7, 5, 11
@@ -125,3 +133,80 @@ def test_tokens_that_are_nothing_to_both(kind: Kind) -> None:
     divergence, gradient = divergence_to_gradient(log_p, log_q, kind, 0.5)
     assert divergence.isfinite().all()
     assert gradient.isfinite().all()
+
+
+def likeliest(kept: int, temperature: float = 1.0, **options: Any) -> LikeliestDivergence:
+    """Of the given teacher."""
+    _, _, other, its, labels = given()
+    teacher = Likeliest.of(other @ its.T, labels, kept, temperature)
+    return LikeliestDivergence(teacher, labels, temperature, **options)
+
+
+@pytest.mark.parametrize("kept", [1, 4, VOCABULARY - 1, VOCABULARY])
+@pytest.mark.parametrize("supervised_weight", [0.0, 0.25])
+def test_the_likeliest_tokens_and_one_class_for_the_others(
+    kept: int, supervised_weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses and gradients are those of the plain formula on k + 1 classes, to 1e-12."""
+    monkeypatch.setattr(sizes, "CHUNK_POSITIONS", 3)
+    states, head, other, its, labels = given()
+    criterion = likeliest(kept, 1.7, supervised_weight=supervised_weight)
+    loss = FrozenHeadLoss.apply(states, head.detach(), criterion, None).sum()
+    (got,) = torch.autograd.grad(loss, states)
+
+    logits = states @ head.detach().T
+    p, q = ((own / 1.7).softmax(-1) for own in (other @ its.T, logits))
+    order = p.argsort(-1, descending=True)[:, :kept]
+    rests = [1 - own.gather(1, order).sum(-1) for own in (p, q)]
+    p, q = p.gather(1, order), q.gather(1, order)
+    expected = (p * (p / q).log()).sum(-1)
+    if kept < VOCABULARY:
+        expected = expected + rests[0] * (rests[0] / rests[1]).log()
+    supervised = functional.cross_entropy(logits, labels, reduction="none")
+    expected = ((1 - supervised_weight) * expected + supervised_weight * supervised).sum()
+    (wanted,) = torch.autograd.grad(expected, states)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-12)
+
+
+def test_all_tokens_are_the_whole_divergence() -> None:
+    """With k = V loss and gradient are those of the forward divergence of two models."""
+    states, head, other, its, labels = given()
+    whole = Divergence(other, lambda part: part @ its.T, labels, temperature=0.6)
+    found = [
+        FrozenHeadLoss.apply(states, head.detach(), criterion, None)
+        for criterion in (likeliest(VOCABULARY, 0.6), whole)
+    ]
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(losses.sum(), states)[0] for losses in found), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_fewer_tokens_are_a_lower_bound() -> None:
+    """The divergence rises with the number of tokens that are known, and never above the whole."""
+    states, head, *_ = given()
+    found = [
+        FrozenHeadLoss.apply(states, head.detach(), likeliest(kept), None)
+        for kept in range(1, VOCABULARY + 1)
+    ]
+    for less, more in pairwise(found):
+        assert bool((less <= more + 1e-14).all())
+
+
+def test_a_student_that_rules_out_what_the_teacher_may_say() -> None:
+    """Gradients stay numbers in float32 where the others are next to nothing to the student."""
+    log_q = torch.tensor([[50.0, 0.0, -120.0, -130.0]]).log_softmax(-1)
+    teacher = Likeliest.of(torch.tensor([[3.0, 2.0, 1.0, 0.0]]), torch.tensor([0]), 2, 1.0)
+    divergence, gradient = likeliest_to_gradient(teacher, log_q)
+    assert bool(divergence.isfinite().all() & gradient.isfinite().all())
+    assert float(gradient.sum()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_what_the_likeliest_tokens_hold_is_known() -> None:
+    """The teacher's probability of its k likeliest tokens is summed beside the losses."""
+    states, head, other, its, _ = given()
+    criterion = likeliest(3)
+    FrozenHeadLoss.apply(states, head.detach(), criterion, None)
+    held = (other @ its.T).softmax(-1).topk(3).values.sum()
+    assert float(criterion.sums(None)[3, 0]) == pytest.approx(float(held), rel=1e-12)

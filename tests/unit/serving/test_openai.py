@@ -5,6 +5,8 @@ from pathlib import Path
 
 import openai
 import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from finetune import api
 from tests.support.models import MEMORISED
@@ -194,3 +196,33 @@ def test_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:
     message = chat(client).choices[0].message
     again = chat(client, messages=[*ASKED, message.model_dump(), {"role": "user", "content": "Count."}])
     assert again.choices[0].message.content
+
+
+@pytest.mark.parametrize("at_once", [512, 3])
+def test_a_prompt_s_tokens_have_log_probabilities(
+    client: openai.OpenAI, models: dict[str, Path], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """prompt_logprobs, as vLLM tells them: those of a plain forward pass, also of a prompt that was read
+    before, and that is read in pieces."""
+    monkeypatch.setattr("finetune.generation.continuous.PREFILL_TOKENS", at_once)
+    tokenizer = AutoTokenizer.from_pretrained(models["lamps"])
+    ids = tokenizer("Please send the lamp to the blue house.")["input_ids"]
+    model = LlamaForCausalLM.from_pretrained(models["lamps"], dtype=torch.float32)
+    expected = model(torch.tensor([ids])).logits[0].detach().log_softmax(-1)
+    for _ in range(2):
+        answer = complete(client, prompt=ids, max_tokens=2, extra_body={"prompt_logprobs": 4})
+        first, *told = answer.choices[0].model_extra["prompt_logprobs"]
+        assert first is None
+        assert len(told) == len(ids) - 1
+        for row, logs, token in zip(told, expected, ids[1:], strict=False):
+            likeliest = logs.topk(4).indices.tolist()
+            assert set(row) == {str(token), *map(str, likeliest)}
+            for own, one in row.items():
+                assert one["logprob"] == pytest.approx(float(logs[int(own)]), abs=1e-4)
+            assert [row[str(own)]["rank"] for own in likeliest] == [1, 2, 3, 4]
+
+
+def test_a_stream_has_no_log_probabilities_of_its_prompt(client: openai.OpenAI) -> None:
+    """It is refused, with what to leave out."""
+    with pytest.raises(openai.BadRequestError, match="leave stream out"):
+        list(complete(client, stream=True, extra_body={"prompt_logprobs": 1}))

@@ -166,6 +166,19 @@ def test_a_teacher_is_asked_for_each_run_alone(make_recipe: MakeRecipe) -> None:
     assert divergences[0][-1] > 1e-3
 
 
+def test_what_a_teacher_said_before_goes_with_each_run(make_recipe: MakeRecipe) -> None:
+    """Offline, each position of a run's own batch has its teacher's likeliest tokens."""
+    recipes = [
+        make_recipe(
+            train=SGD,
+            objective={"kind": "distill", "teacher": "base", "top_k": count, "supervised_weight": 0.5},
+        )
+        for count in (4, 16)
+    ]
+    for recipe, together in zip(recipes, train(*recipes), strict=True):
+        assert distance(together, start(recipe)) < 1e-5
+
+
 def test_each_run_has_a_wandb_run_of_its_own(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
