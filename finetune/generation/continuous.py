@@ -12,7 +12,7 @@ Shapes: B rows, T tokens of a step, V tokens of the vocabulary.
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,12 +22,13 @@ from transformers import PreTrainedModel
 from finetune.engines.sharded import group_of
 from finetune.errors import FinetuneError
 from finetune.generation.answer_text import AnswerText
-from finetune.generation.grammar import Constraint, within
+from finetune.generation.grammar import within
 from finetune.generation.model import answer_room, causal_model
-from finetune.generation.request import Finish, Piece, Request, TokenLogprob
+from finetune.generation.request import Piece, Request
+from finetune.generation.row import Row, adapter_name, falling_positions, same_beginning, segments
 from finetune.generation.row_cache import BY_ROW, RowPlace, Shelf, Shelves, Span, Spans, tokens_in_memory
 from finetune.generation.sampling import next_tokens
-from finetune.models.adapters.by_token import AdapterByToken, Segment, refuse_own_tokens
+from finetune.models.adapters.by_token import AdapterByToken, refuse_own_tokens
 from finetune.models.architectures import family_of
 from finetune.models.kernels.attention import attention_by
 from finetune.models.kernels.noise import seed_of
@@ -38,39 +39,6 @@ PREFILL_TOKENS = 512
 LEAST_SHARED_TOKENS = 16
 """A beginning that is taken over from another row."""
 NO_BOUND = 1 << 60
-
-
-@dataclass(eq=False)
-class _Row:
-    """A request that is being answered."""
-
-    request: Request
-    room: int
-    tokens: list[int]
-    """The prompt and the answer so far."""
-    text: AnswerText
-    generator: torch.Generator
-    place: RowPlace
-    constraint: Constraint | None
-    computed: int = 0
-    """Of how many tokens there are keys and values."""
-    reused: int = 0
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-
-    @property
-    def pending(self) -> int:
-        return len(self.tokens) - self.computed
-
-    @property
-    def made(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
-
-    def prompt_positions(self, start: int, end: int) -> int:
-        """How many of these positions are followed by a token of a prompt whose log-probabilities are asked
-        for, and weren't told before."""
-        if self.request.prompt_logprobs is None or start < len(self.prompt_logprobs):
-            return 0
-        return min(end, len(self.request.prompt) - 1) - start
 
 
 class ContinuousBatch:
@@ -110,9 +78,9 @@ class ContinuousBatch:
         most_tokens = tokens_in_memory(self._model, batches) if self._keeps else NO_BOUND
         self._shelves = Shelves(most_tokens, rows)
         self._waiting: deque[Request] = deque()
-        self._rows: list[_Row] = []
+        self._rows: list[Row] = []
         self._most_kept = 0 if self._by_length or not self._keeps else kept_texts
-        self._kept: OrderedDict[int, _Row] = OrderedDict()
+        self._kept: OrderedDict[int, Row] = OrderedDict()
         self._numbers = itertools.count()
 
     @property
@@ -185,9 +153,12 @@ class ContinuousBatch:
             [row.request for row in ready],
             [row.generator for row in ready],
         )
-        return [
-            self._advance(row, own, *token) for row, own, token in zip(ready, scores, tokens, strict=True)
-        ]
+        made = [row.advance(own, *token) for row, own, token in zip(ready, scores, tokens, strict=True)]
+        for row, piece in zip(ready, made, strict=True):
+            if piece.finish is not None:
+                self._keep(row)
+                self._leave(row)
+        return made
 
     # --- Which rows take part
 
@@ -207,7 +178,7 @@ class ContinuousBatch:
             self._rows.append(self._begun(request, place, source, shared))
             self._waiting.remove(request)
 
-    def _beginning(self, request: Request) -> tuple[_Row | None, int, int]:
+    def _beginning(self, request: Request) -> tuple[Row | None, int, int]:
         """The row that has computed most of the prompt's first tokens, how many, and how many of them another
         is about to compute."""
         source, shared, coming = None, 0, 0
@@ -218,15 +189,15 @@ class ContinuousBatch:
         for other in (*self._kept.values(), *self._rows):
             if other.request.speaker is request.speaker:
                 # At least the last one is computed: it gives the first token of the answer.
-                same = _same_beginning(prompt, other.tokens, len(prompt) - 1)
+                same = same_beginning(prompt, other.tokens, len(prompt) - 1)
                 if min(same, other.computed) > shared:
                     source, shared = other, min(same, other.computed)
                 if other.pending > 1:
                     coming = max(coming, same)
         return source, shared, coming
 
-    def _begun(self, request: Request, place: RowPlace, source: _Row | None, shared: int) -> _Row:
-        row = _Row(
+    def _begun(self, request: Request, place: RowPlace, source: Row | None, shared: int) -> Row:
+        row = Row(
             request,
             answer_room(self._model, request.prompt, request.max_new_tokens),
             list(request.prompt),
@@ -240,7 +211,7 @@ class ContinuousBatch:
             row.computed = row.reused = shared
         return row
 
-    def _work(self) -> list[tuple[_Row, int]]:
+    def _work(self) -> list[tuple[Row, int]]:
         """Rows and how many of their tokens this step computes, those of one adapter side by side."""
         left = PREFILL_TOKENS
         work = []
@@ -253,12 +224,12 @@ class ContinuousBatch:
             if count:
                 work.append((row, count))
         # Positions of two rows may not look like those of one, where its length counts.
-        order = _falling_positions if self._by_length else _adapter_name
+        order = falling_positions if self._by_length else adapter_name
         return sorted(work, key=order)
 
     # --- The model
 
-    def _scores(self, work: Sequence[tuple[_Row, int]], ready: Sequence[_Row]) -> torch.Tensor:
+    def _scores(self, work: Sequence[tuple[Row, int]], ready: Sequence[Row]) -> torch.Tensor:
         """The logits (B x V) behind the last token of each row that is ready, in float32."""
         if not self._keeps:
             ((row, _),) = work
@@ -267,11 +238,11 @@ class ContinuousBatch:
             )
             row.computed = len(row.tokens) - 1
             if row.made == 0:
-                self._tell_prompt(row, 0, whole.logits[0, :-1].float())
+                row.tell_prompt(0, whole.logits[0, :-1].float())
             return whole.logits[:, -1].float()
         tokens: list[int] = []
         positions: list[int] = []
-        spans, last, told, asked = [], list[int](), list[tuple[_Row, int, int]](), list[int]()
+        spans, last, told, asked = [], list[int](), list[tuple[Row, int, int]](), list[int]()
         for row, count in work:
             first, start = len(tokens), row.computed
             tokens += row.tokens[start : start + count]
@@ -285,23 +256,13 @@ class ContinuousBatch:
                 asked += range(first, first + known)
         if self._router is not None:
             kept = [*((row, 1) for row in ready), *((row, known) for row, _, known in told)]
-            self._router.route(_segments(work), _segments(kept))
+            self._router.route(segments(work), segments(kept))
         scores = self._logits(tokens, positions, [*last, *asked], spans)
         after = len(last)
         for row, start, known in told:
-            self._tell_prompt(row, start, scores[after : after + known])
+            row.tell_prompt(start, scores[after : after + known])
             after += known
         return scores[: len(last)]
-
-    @staticmethod
-    def _tell_prompt(row: _Row, start: int, scores: torch.Tensor) -> None:
-        """Keep what logits (T x V) from a position on say of the tokens behind each, of a prompt that asks
-        for it."""
-        count, prompt = row.request.prompt_logprobs, row.request.prompt
-        if count is None:
-            return
-        for own, token in zip(scores, prompt[start + 1 : start + 1 + len(scores)], strict=False):
-            row.prompt_logprobs.append(_logprob(own, token, count))
 
     def _logits(
         self, tokens: Sequence[int], positions: Sequence[int], last: Sequence[int], spans: Sequence[Span]
@@ -326,36 +287,6 @@ class ContinuousBatch:
         else:
             self._model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self._model.device))
 
-    # --- One answer
-
-    def _advance(self, row: _Row, scores: torch.Tensor, token: int, drawn_logprob: float | None) -> Piece:
-        """Give a row its next token, which was taken by these logits (V)."""
-        request = row.request
-        row.tokens.append(token)
-        text = row.text.add(token)
-        if row.constraint is not None:
-            row.constraint.take(token)
-        finish = self._finish(row, token)
-        if finish is not None:
-            text += row.text.finish()
-            self._keep(row)
-            self._leave(row)
-        logprob = None if request.logprobs is None else _logprob(scores, token, request.logprobs)
-        error = None if row.constraint is None else row.constraint.error
-        first = row.made == 1 and request.prompt_logprobs is not None
-        of_prompt = tuple(row.prompt_logprobs) if first else None
-        return Piece(
-            request, token, text, row.made, row.reused, drawn_logprob, logprob, of_prompt, finish, error
-        )
-
-    def _finish(self, row: _Row, token: int) -> Finish | None:
-        complete = row.constraint is not None and row.constraint.complete
-        if row.text.stopped or complete or token in row.request.speaker.ends:
-            return "stop"
-        if row.constraint is not None and row.constraint.error is not None:
-            return "error"
-        return "length" if row.made >= row.room else None
-
     # --- Memory
 
     def _need(self, request: Request) -> int:
@@ -370,7 +301,7 @@ class ContinuousBatch:
             place = self._shelves.take(tokens)
         return place
 
-    def _leave(self, row: _Row) -> None:
+    def _leave(self, row: Row) -> None:
         self._rows.remove(row)
         self._shelves.give_back(row.place)
         if not self._waiting:
@@ -387,7 +318,7 @@ class ContinuousBatch:
             gap.shelf.free.add(last.place.number)
             last.place = gap
 
-    def _keep(self, row: _Row) -> None:
+    def _keep(self, row: Row) -> None:
         """Keep a text that is answered, where there is room, for prompts that begin as it does."""
         if row.computed < LEAST_SHARED_TOKENS or not self._most_kept:
             return
@@ -398,35 +329,3 @@ class ContinuousBatch:
             place.take_over(row.place, row.computed)
             request = replace(row.request, grammar=None)  # which may take much memory
             self._kept[next(self._numbers)] = replace(row, request=request, place=place, constraint=None)
-
-
-def _adapter_name(work: tuple[_Row, int]) -> str:
-    return work[0].request.speaker.adapter or ""
-
-
-def _falling_positions(work: tuple[_Row, int]) -> int:
-    return -work[0].computed
-
-
-def _segments(work: Sequence[tuple[_Row, int]]) -> list[Segment]:
-    """Tokens of one adapter that lie side by side."""
-    found, first = [], 0
-    for adapter, group in itertools.groupby(work, key=lambda item: item[0].request.speaker.adapter):
-        end = first + sum(count for _, count in group)
-        found.append(Segment(adapter, first, end))
-        first = end
-    return found
-
-
-def _same_beginning(one: Sequence[int], other: Sequence[int], most: int) -> int:
-    """How many first tokens are the same, of at most so many."""
-    most = min(most, len(other))
-    if one[:most] == other[:most]:
-        return most
-    return next(place for place in range(most) if one[place] != other[place])
-
-
-def _logprob(scores: torch.Tensor, token: int, count: int) -> TokenLogprob:
-    found = scores.log_softmax(dim=-1)
-    values, ids = found.topk(min(count, len(found)))
-    return TokenLogprob(token, float(found[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
