@@ -1,6 +1,6 @@
 """What each type of a GGUF file costs a small LLaMA that was trained here, in llama.cpp.
 
-    python benchmarks/bench_export_types.py [--steps 600] [--types q8_0 q4_k_m ...]
+    python benchmarks/bench_export_types.py [--steps 200] [--types q8_0 q4_k_m ...]
 
 A LLaMA of width 512 with SmolLM2's tokenizer learns generated orders from random weights, some ten minutes on
 2 cores; it is exported in each type, and compared, on its own held-out rows, with what was exported: mean KL
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=600, help="of training, 2,048 tokens each")
+    parser.add_argument("--steps", type=int, default=200, help="of training, 2,048 tokens each")
     parser.add_argument("--types", nargs="*", default=list(QUANTIZATIONS), choices=list(QUANTIZATIONS))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
