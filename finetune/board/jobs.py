@@ -152,8 +152,8 @@ class Jobs:
 
     def all(self) -> list[BoardJob]:
         """The newest first."""
-        names = sorted(os.listdir(self.folder), reverse=True) if self.folder.is_dir() else []
-        return [job for name in names if (job := self.find(name)) is not None]
+        numbers = sorted(self._numbers(), reverse=True) if self.folder.is_dir() else []
+        return [job for number in numbers if (job := self.find(_name_of(number))) is not None]
 
     def find(self, name: str) -> BoardJob | None:
         """The command of this name."""
@@ -212,7 +212,7 @@ class Jobs:
             # The lock belongs to what is open, and so to the child too, from its beginning on.
             fcntl.flock(lock, fcntl.LOCK_EX)
             process = subprocess.Popen(
-                [sys.executable, "-m", "finetune.board.job_process", str(own)],
+                [sys.executable, "-P", "-m", "finetune.board.job_process", str(own)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -227,12 +227,18 @@ class Jobs:
 
     def _make(self) -> Path:
         """A folder of the next number."""
-        number = max((int(name) for name in os.listdir(self.folder) if name.isdigit()), default=0) + 1
-        own = self.folder / f"{number:04d}"
+        own = self.folder / _name_of(max(self._numbers(), default=0) + 1)
         make_private(own)
         return own
+
+    def _numbers(self) -> list[int]:
+        return [int(name) for name in os.listdir(self.folder) if name.isdecimal()]
 
     def _forget_old(self) -> None:
         for job in self.all()[MOST_KEPT:]:
             if job.state != RUNNING:
                 shutil.rmtree(job.folder, ignore_errors=True)
+
+
+def _name_of(number: int) -> str:
+    return f"{number:04d}"

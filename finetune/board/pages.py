@@ -1,5 +1,6 @@
 """The board's pages: what each needs, drawn by its template."""
 
+import os
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -187,6 +188,8 @@ def _time(moment: float | str | None) -> str:
 def _environment() -> "Environment":
     environment = report_environment(TEMPLATES)
     environment.filters["time"] = _time
+    # A name that isn't UTF-8 is left as the file system has it.
+    environment.filters["urlencode"] = lambda name: quote(os.fsencode(name))
     # The editor holds the file as it is, or saving would change it.
     environment.filters["raw"] = lambda text: Markup(escape(text))  # noqa: S704 - it is escaped
     return environment

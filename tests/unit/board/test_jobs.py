@@ -57,6 +57,27 @@ def test_a_command_s_output_and_end_are_kept(jobs: Jobs, folder: Path) -> None:
     assert later.ending.startswith("refused")
 
 
+def test_a_module_of_the_working_folder_is_not_ours(jobs: Jobs, folder: Path) -> None:
+    """A script that has the name of one of Python's, or of finetune itself."""
+    for name in ("json.py", "finetune.py"):
+        (folder / name).write_text("raise SystemExit('not this one')\n")
+    assert "no such recipe" in ended(jobs.start(["check", "nothing.yaml"], "nothing.yaml", folder)).output()
+
+
+def test_a_command_that_can_t_be_started_says_so(jobs: Jobs, folder: Path) -> None:
+    """Words that are longer than the system takes."""
+    job = ended(jobs.start(["check", "x.yaml", "model.base=" + "x" * 2**18], "x.yaml", folder))
+    assert "can't be started" in job.output()
+
+
+def test_the_ten_thousandth_command_is_newer_than_the_one_before(jobs: Jobs, folder: Path) -> None:
+    """And is not the first to be forgotten."""
+    last = ended(jobs.start(["check", "x.yaml"], "x.yaml", folder))
+    last.folder.rename(last.folder.with_name("9999"))
+    ended(jobs.start(["check", "y.yaml"], "y.yaml", folder))
+    assert [job.name for job in jobs.all()] == ["10000", "9999"]
+
+
 def test_a_command_outlives_its_board_and_can_be_stopped_by_another(lasting: BoardJob) -> None:
     """It is found running by a board that begins later, which stops it; the process is gone then."""
     later = Jobs(lasting.folder.parent).find(lasting.name)
