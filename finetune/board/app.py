@@ -160,8 +160,8 @@ class Board:
         verb, about = form.get("verb", ""), form.get("about", "")
         words = words_of(self.workspace, verb, about, form)
         subject = form["run"].strip() if verb == "train" else about
-        answering = self.jobs.running(shell_command(*words)) if verb == "serve" else None
         folder, page = self.workspace.folder, ACTIONS[verb].page
+        answering = self.jobs.running(shell_command(*words), folder) if verb == "serve" else None
         job = answering or self.jobs.start(words, subject, folder, page=page)
         return f"/runs/{quote(subject)}" if job.verb == "train" else f"/jobs/{job.name}"
 

@@ -55,6 +55,8 @@ class BoardJob:
     """As a person would type it."""
     about: str
     """The run's name, or the recipe's path where it is about no run."""
+    where: str
+    """The folder in which it runs, to which its paths are relative."""
     created: float
     """Seconds since 1970."""
 
@@ -162,9 +164,8 @@ class Jobs:
         try:
             kept = read_json(self.folder / name / "job.json")
             words = tuple(map(str, kept["words"]))
-            return BoardJob(
-                self.folder / name, words, str(kept["command"]), str(kept["about"]), float(kept["created"])
-            )
+            command, about, where = (str(kept[key]) for key in ("command", "about", "folder"))
+            return BoardJob(self.folder / name, words, command, about, where, float(kept["created"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -174,7 +175,7 @@ class Jobs:
         self._started = [process for process in self._started if process.poll() is None]
         command = shell_command(*words)
         with self._alone():
-            if self.running(command) is not None:
+            if self.running(command, folder) is not None:
                 raise FinetuneError(
                     f"`{command}` runs already (started in another tab, or twice): wait for it, or stop it."
                 )
@@ -188,9 +189,11 @@ class Jobs:
         assert found is not None  # noqa: S101 - it was written
         return found
 
-    def running(self, command: str) -> BoardJob | None:
-        """The job that runs this very command now."""
-        return next((job for job in self.all() if job.command == command and job.state == RUNNING), None)
+    def running(self, command: str, folder: Path) -> BoardJob | None:
+        """The job that runs this very command in a folder now."""
+        asked = (command, str(folder))
+        same = (job for job in self.all() if (job.command, job.where) == asked)
+        return next((job for job in same if job.state == RUNNING), None)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

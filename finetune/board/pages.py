@@ -70,7 +70,8 @@ class Pages:
 
     def recipe(self, recipe: RecipeText, *, mark: str | None = None, told: str = "") -> str:
         """A recipe in the editor. `mark` is of the text that was loaded, where this one isn't it."""
-        jobs = [job for job in self.jobs.all() if job.recipe == recipe.name]
+        asked = (recipe.name, str(self.workspace.folder))
+        jobs = [job for job in self.jobs.all() if (job.recipe, job.where) == asked]
         training = [job for job in jobs if job.verb == "train" and job.state == RUNNING]
         return self._draw(
             "recipe", recipe=recipe, mark=recipe.mark if mark is None else mark, told=told,

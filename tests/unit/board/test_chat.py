@@ -26,7 +26,13 @@ def served(jobs: Jobs, told: bytes) -> Iterator[str]:
     own.mkdir(parents=True)
     with socket.create_server(("127.0.0.1", 0)) as server, (own / "process").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        kept = {"words": ["serve", "x"], "command": "finetune serve x", "about": "x", "created": 0}
+        kept = {
+            "words": ["serve", "x"],
+            "command": "finetune serve x",
+            "about": "x",
+            "folder": "/",
+            "created": 0,
+        }
         (own / "job.json").write_text(json.dumps(kept))
         (own / "output.log").write_text(f"serving x on http://127.0.0.1:{server.getsockname()[1]} (a page)\n")
 

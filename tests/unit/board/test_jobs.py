@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from finetune.board.app import Board
 from finetune.board.jobs import BoardJob, Jobs
-from finetune.board.workspace import Workspace
+from finetune.board.workspace import RecipeText, Workspace
 from finetune.errors import FinetuneError
 from tests.support.runs import make_run
 
@@ -96,6 +96,21 @@ def test_the_same_command_is_not_started_twice(lasting: BoardJob, jobs: Jobs, fo
     with pytest.raises(FinetuneError, match="runs already"):
         jobs.start(LASTING, "x.yaml", folder)
     assert len(jobs.all()) == 1
+
+
+def test_the_same_words_in_another_folder_are_another_command(
+    lasting: BoardJob, jobs: Jobs, folder: Path
+) -> None:
+    """Two boards of two folders can have one folder of runs."""
+    other = folder / "other"
+    other.mkdir()
+    (other / "x.yaml").write_text("extends: quickstart\n")
+    job = ended(jobs.start(["check", "x.yaml"], "x.yaml", other))
+    board = Board(Workspace(other, folder / "runs"))
+    assert board.jobs.running(lasting.command, other) is None
+    assert str(other) in board.pages.job(job)
+    mine = Board(Workspace(folder, folder / "runs")).pages.recipe(RecipeText("x.yaml", ""))
+    assert f"/jobs/{job.name}" not in mine
 
 
 def test_a_command_that_was_killed_is_not_said_to_run(lasting: BoardJob) -> None:
