@@ -28,6 +28,7 @@ def main(folder: Path) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                preexec_fn=_unblock,
             )
         except OSError as error:  # words that are too long, a folder that is gone
             output.write(f"error: the command can't be started: {error}\n")
@@ -35,8 +36,14 @@ def main(folder: Path) -> None:
         else:
             for one in PASSED_ON:
                 signal.signal(one, lambda number, frame: command.send_signal(number))
+            _unblock()
             code = command.wait()
     write_private(folder / "exit.json", json.dumps({"code": code}))
+
+
+def _unblock() -> None:
+    """Take signals from now on: whoever started this has put them off."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from data_prep.disk import make_private, open_own, open_regular, read_json, write_private
 from finetune import signals
+from finetune.board.job_process import PASSED_ON
 from finetune.errors import CheckFailed, FinetuneError
 from finetune.runs.commands import shell_command
 
@@ -214,15 +215,20 @@ class Jobs:
         try:
             # The lock belongs to what is open, and so to the child too, from its beginning on.
             fcntl.flock(lock, fcntl.LOCK_EX)
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "finetune.board.job_process", str(own)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-                pass_fds=(lock,),
-                start_new_session=True,
-            )
+            # Signals that come before it can pass them on wait: it begins with this thread's mask.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "finetune.board.job_process", str(own)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=environment,
+                    pass_fds=(lock,),
+                    start_new_session=True,
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.write(lock, str(process.pid).encode())
             self._started.append(process)
         finally:

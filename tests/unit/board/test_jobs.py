@@ -91,6 +91,13 @@ def test_a_command_outlives_its_board_and_can_be_stopped_by_another(lasting: Boa
         later.stop()
 
 
+def test_a_command_that_is_stopped_at_once_has_stopped(jobs: Jobs, folder: Path) -> None:
+    """Not failed: the signal waits until somebody can pass it on."""
+    job = jobs.start(LASTING, "x.yaml", folder)
+    job.stop()
+    assert ended(job).state == "stopped"
+
+
 def test_the_same_command_is_not_started_twice(lasting: BoardJob, jobs: Jobs, folder: Path) -> None:
     """From a second tab, say: one message."""
     with pytest.raises(FinetuneError, match="runs already"):
