@@ -1,7 +1,7 @@
 """What llguidance 1.9 would misread of a schema, or never come to an end with: refused before it sees it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_prep.text import shown
@@ -28,23 +28,35 @@ def why_misread(schema: Mapping[str, Any]) -> str | None:
         if key not in REMARKS and abs(number) > EXACT:
             advice = "Leave it out, or make it a string."
             return f"{key} {shown(number)}: it rounds numbers beyond {EXACT:,}. {advice}"
-    patterns = 0
-    combined = False
-    for part in _parts(schema):
-        if _is_too_narrow(part):
-            return (
-                f"{shown(part)}: the bounds are less than 1 apart, and it would accept the whole number that "
-                "is excluded. Include it, or widen the range."
-            )
-        several = part.get("patternProperties")
-        patterns += ("pattern" in part) + (len(several) if isinstance(several, Mapping) else 0)
-        meets = "allOf" in part or not part.keys().isdisjoint(("anyOf", "oneOf", "$ref"))
-        combined |= meets and ("allOf" in part or len(part.keys() - REMARKS) > 1)
-    most = MOST_COMBINED if combined else MOST_PATTERNS
-    if patterns > most:
-        where = " where schemas are combined (allOf; anyOf or $ref beside other keys)" if combined else ""
-        return f"{patterns:,} patterns: expected at most {most}{where}."
+    parts = list(_parts(schema))
+    return next(filter(None, map(_misread, parts)), None) or _too_many_patterns(parts)
+
+
+def _misread(part: Mapping[str, Any]) -> str | None:
+    if _is_too_narrow(part):
+        return (
+            f"{shown(part)}: the bounds are less than 1 apart, and it would accept the whole number that is "
+            "excluded. Include it, or widen the range."
+        )
+    least, required = part.get("minProperties"), part.get("required", [])
+    if isinstance(least, int) and isinstance(required, list) and least > len(required) + 1:
+        return f"minProperties {least}: it counts a name twice that is written twice. Use required."
     return None
+
+
+def _too_many_patterns(parts: Sequence[Mapping[str, Any]]) -> str | None:
+    several = [found for part in parts if isinstance(found := part.get("patternProperties"), Mapping)]
+    patterns = sum("pattern" in part for part in parts) + sum(map(len, several))
+    combined = any(map(_combines, parts))
+    most = MOST_COMBINED if combined else MOST_PATTERNS
+    where = " where schemas are combined (allOf; anyOf or $ref beside other keys)" if combined else ""
+    return f"{patterns:,} patterns: expected at most {most}{where}." if patterns > most else None
+
+
+def _combines(part: Mapping[str, Any]) -> bool:
+    """Whether a text has to fulfil several schemas at once."""
+    alone = part.keys().isdisjoint(("anyOf", "oneOf", "$ref")) or len(part.keys() - REMARKS) == 1
+    return "allOf" in part or not alone
 
 
 def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:

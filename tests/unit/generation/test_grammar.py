@@ -176,6 +176,7 @@ def test_a_loaded_model_answers_by_a_schema(tiny_base: Path) -> None:
         ({"items": {"exclusiveMinimum": 0, "maximum": 0.5}}, "bounds are less than 1 apart"),
         ({"type": "integer", "minimum": -(10**20), "maximum": -(10**19)}, "minimum -100.* rounds numbers"),
         ({"exclusiveMaximum": 10**400, "minimum": 1.5}, "exclusiveMaximum 100.*rounds numbers beyond"),
+        ({"minProperties": 2, "additionalProperties": True}, "minProperties 2: it counts a name twice"),
         ({"enum": ["a", {"id": [2**53 + 1]}]}, "id 9007199254740993: it rounds"),
         ({"allOf": [{"pattern": f"a{number}"} for number in range(50)]}, "50 patterns: .* at most 16 where"),
         ({"patternProperties": {f"a{number}": {} for number in range(800)}}, "800 patterns: .* at most 200"),
