@@ -38,8 +38,11 @@ class Values:
     given: Mapping[str, str]
 
     def text(self, name: str) -> str:
-        """A field's text; empty where it has none."""
-        return self.given.get(name, "").strip()
+        """A field's text; empty where it has none. Raises FinetuneError for one that no command can have."""
+        text = self.given.get(name, "").strip()
+        if "\0" in text:
+            raise FinetuneError(f"{name} holds a null character, which no command can have: take it out.")
+        return text
 
     def option(self, name: str, option: str) -> list[str]:
         """An option with the field's value, where it has one."""

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data_prep.errors import DataError
-from data_prep.text import printable
+from data_prep.text import printable, shown
 from finetune.board.actions import ACTIONS, AUDIT_PAGE, words_of
 from finetune.board.chat import ChatProxy
 from finetune.board.checking import check_text
@@ -160,8 +160,8 @@ class Board:
         verb, about = form.get("verb", ""), form.get("about", "")
         words = words_of(self.workspace, verb, about, form)
         subject = form["run"].strip() if verb == "train" else about
-        answering = self.jobs.running(shell_command(*words)) if verb == "serve" else None
         folder, page = self.workspace.folder, ACTIONS[verb].page
+        answering = self.jobs.running(shell_command(*words), folder) if verb == "serve" else None
         job = answering or self.jobs.start(words, subject, folder, page=page)
         return f"/runs/{quote(subject)}" if job.verb == "train" else f"/jobs/{job.name}"
 
@@ -197,10 +197,10 @@ class Board:
     async def complete(self, http: Request) -> Response:
         """What may come at the caret of a text."""
         form = await _form(http)
-        caret = form.get("caret", "")
-        if not caret.isdigit():
-            raise FinetuneError(f"caret is {caret!r}; expected a whole number.")
-        length, options = await run_in_threadpool(complete, form.get("text", ""), int(caret))
+        text, caret = form.get("text", ""), form.get("caret", "")
+        if not (caret.isascii() and caret.isdigit() and len(caret) <= len(str(LARGEST_BODY_BYTES))):
+            raise FinetuneError(f"caret is {shown(caret)}; expected a place in the text.")
+        length, options = await run_in_threadpool(complete, text, int(caret))
         return JSONResponse({"length": length, "options": [vars(option) for option in options]})
 
     async def command(self, http: Request) -> Response:

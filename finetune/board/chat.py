@@ -22,6 +22,7 @@ PASSED_ON = ("content-type", "content-security-policy", "retry-after")
 SECONDS = 600
 """Without a token of the answer."""
 PIECE_BYTES = 2**16
+ENDED = b'\n\ndata: {"error": {"message": "the server of the models has ended"}}\n\n'
 
 
 class ChatProxy:
@@ -46,7 +47,7 @@ class ChatProxy:
         try:
             connection.request(method, f"/{path}", body or None, headers)
             response = connection.getresponse()
-        except OSError:
+        except (OSError, http.client.HTTPException):
             connection.close()
             raise HTTPException(502, "the server of the models does not answer.") from None
         kept = {name: response.headers[name] for name in PASSED_ON if name in response.headers}
@@ -55,9 +56,11 @@ class ChatProxy:
 
 def _pieces(connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> Iterator[bytes]:
     """What comes, when it comes; where nobody listens any more, the server is told so by the connection's
-    end."""
+    end. A server that ends in the middle of its answer is told to the page, as a piece of that."""
     try:
         while piece := response.read1(PIECE_BYTES):
             yield piece
+    except (OSError, http.client.HTTPException):
+        yield ENDED
     finally:
         connection.close()

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from data_prep.disk import append_own, read_json, write_private
+from finetune.errors import FinetuneError
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -19,17 +20,30 @@ def main(folder: Path) -> None:
     """Run the job's command to its end."""
     job = read_json(folder / "job.json")
     with append_own(folder / "output.log") as output:
-        command = subprocess.Popen(
-            [sys.executable, "-m", "finetune", *job["words"]],
-            cwd=job["folder"],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        for one in PASSED_ON:
-            signal.signal(one, lambda number, frame: command.send_signal(number))
-        code = command.wait()
+        try:
+            # -P: a module of the working folder is not taken for one of ours.
+            command = subprocess.Popen(
+                [sys.executable, "-P", "-m", "finetune", *job["words"]],
+                cwd=job["folder"],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_unblock,
+            )
+        except OSError as error:  # words that are too long, a folder that is gone
+            output.write(f"error: the command can't be started: {error}\n")
+            code = FinetuneError.exit_code
+        else:
+            for one in PASSED_ON:
+                signal.signal(one, lambda number, frame: command.send_signal(number))
+            _unblock()
+            code = command.wait()
     write_private(folder / "exit.json", json.dumps({"code": code}))
+
+
+def _unblock() -> None:
+    """Take signals from now on: whoever started this has put them off."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from data_prep.disk import make_private, open_own, open_regular, read_json, write_private
 from finetune import signals
+from finetune.board.job_process import PASSED_ON
 from finetune.errors import CheckFailed, FinetuneError
 from finetune.runs.commands import shell_command
 
@@ -55,6 +56,8 @@ class BoardJob:
     """As a person would type it."""
     about: str
     """The run's name, or the recipe's path where it is about no run."""
+    where: str
+    """The folder in which it runs, to which its paths are relative."""
     created: float
     """Seconds since 1970."""
 
@@ -152,8 +155,8 @@ class Jobs:
 
     def all(self) -> list[BoardJob]:
         """The newest first."""
-        names = sorted(os.listdir(self.folder), reverse=True) if self.folder.is_dir() else []
-        return [job for name in names if (job := self.find(name)) is not None]
+        numbers = sorted(self._numbers(), reverse=True) if self.folder.is_dir() else []
+        return [job for number in numbers if (job := self.find(_name_of(number))) is not None]
 
     def find(self, name: str) -> BoardJob | None:
         """The command of this name."""
@@ -162,9 +165,8 @@ class Jobs:
         try:
             kept = read_json(self.folder / name / "job.json")
             words = tuple(map(str, kept["words"]))
-            return BoardJob(
-                self.folder / name, words, str(kept["command"]), str(kept["about"]), float(kept["created"])
-            )
+            command, about, where = (str(kept[key]) for key in ("command", "about", "folder"))
+            return BoardJob(self.folder / name, words, command, about, where, float(kept["created"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -174,7 +176,7 @@ class Jobs:
         self._started = [process for process in self._started if process.poll() is None]
         command = shell_command(*words)
         with self._alone():
-            if self.running(command) is not None:
+            if self.running(command, folder) is not None:
                 raise FinetuneError(
                     f"`{command}` runs already (started in another tab, or twice): wait for it, or stop it."
                 )
@@ -188,9 +190,11 @@ class Jobs:
         assert found is not None  # noqa: S101 - it was written
         return found
 
-    def running(self, command: str) -> BoardJob | None:
-        """The job that runs this very command now."""
-        return next((job for job in self.all() if job.command == command and job.state == RUNNING), None)
+    def running(self, command: str, folder: Path) -> BoardJob | None:
+        """The job that runs this very command in a folder now."""
+        asked = (command, str(folder))
+        same = (job for job in self.all() if (job.command, job.where) == asked)
+        return next((job for job in same if job.state == RUNNING), None)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -211,15 +215,20 @@ class Jobs:
         try:
             # The lock belongs to what is open, and so to the child too, from its beginning on.
             fcntl.flock(lock, fcntl.LOCK_EX)
-            process = subprocess.Popen(
-                [sys.executable, "-m", "finetune.board.job_process", str(own)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-                pass_fds=(lock,),
-                start_new_session=True,
-            )
+            # Signals that come before it can pass them on wait: it begins with this thread's mask.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "finetune.board.job_process", str(own)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=environment,
+                    pass_fds=(lock,),
+                    start_new_session=True,
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.write(lock, str(process.pid).encode())
             self._started.append(process)
         finally:
@@ -227,12 +236,18 @@ class Jobs:
 
     def _make(self) -> Path:
         """A folder of the next number."""
-        number = max((int(name) for name in os.listdir(self.folder) if name.isdigit()), default=0) + 1
-        own = self.folder / f"{number:04d}"
+        own = self.folder / _name_of(max(self._numbers(), default=0) + 1)
         make_private(own)
         return own
+
+    def _numbers(self) -> list[int]:
+        return [int(name) for name in os.listdir(self.folder) if name.isdecimal()]
 
     def _forget_old(self) -> None:
         for job in self.all()[MOST_KEPT:]:
             if job.state != RUNNING:
                 shutil.rmtree(job.folder, ignore_errors=True)
+
+
+def _name_of(number: int) -> str:
+    return f"{number:04d}"

@@ -1,5 +1,6 @@
 """The board's pages: what each needs, drawn by its template."""
 
+import os
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -69,7 +70,8 @@ class Pages:
 
     def recipe(self, recipe: RecipeText, *, mark: str | None = None, told: str = "") -> str:
         """A recipe in the editor. `mark` is of the text that was loaded, where this one isn't it."""
-        jobs = [job for job in self.jobs.all() if job.recipe == recipe.name]
+        asked = (recipe.name, str(self.workspace.folder))
+        jobs = [job for job in self.jobs.all() if (job.recipe, job.where) == asked]
         training = [job for job in jobs if job.verb == "train" and job.state == RUNNING]
         return self._draw(
             "recipe", recipe=recipe, mark=recipe.mark if mark is None else mark, told=told,
@@ -187,6 +189,8 @@ def _time(moment: float | str | None) -> str:
 def _environment() -> "Environment":
     environment = report_environment(TEMPLATES)
     environment.filters["time"] = _time
+    # A name that isn't UTF-8 is left as the file system has it.
+    environment.filters["urlencode"] = lambda name: quote(os.fsencode(name))
     # The editor holds the file as it is, or saving would change it.
     environment.filters["raw"] = lambda text: Markup(escape(text))  # noqa: S704 - it is escaped
     return environment

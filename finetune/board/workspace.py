@@ -25,6 +25,8 @@ DEEPEST = 4
 MOST_FOLDERS, MOST_RECIPES = 1000, 500
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Of a run or a recipe that the board makes."""
+LONGEST_STEM = 90
+"""Of a run's name that is proposed, before its number."""
 HOLDER = re.compile(r"process (\d+) on (.+)")
 EMPTY = """\
 model:
@@ -116,7 +118,11 @@ class Workspace:
     def write_recipe(self, name: str, text: str, mark: str) -> RecipeText:
         """Replace a recipe's text, in one step, where the file is still the one that the mark is of ("" where
         there was none). Raises Conflict where it isn't."""
-        path = self.recipe_path(name)
+        path, size = self.recipe_path(name), len(text.encode())
+        if size > RECIPE_BYTES:
+            raise FinetuneError(
+                f"the text has {size:,} bytes, and a recipe at most {RECIPE_BYTES:,}. Nothing was saved."
+            )
         if path.exists():
             if self.read_recipe(name).mark not in (mark, mark_of(text)):
                 raise Conflict(
@@ -166,7 +172,7 @@ class Workspace:
 
     def free_run(self, stem: str) -> str:
         """A name for the next run of a recipe."""
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-") or "run"
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:LONGEST_STEM] or "run"
         number = 1
         while (self.runs / f"{stem}-{number:03d}").exists():
             number += 1

@@ -22,13 +22,18 @@ def check_for_vllm(loaded: LoadedRecipe) -> list[str]:
     adapter = loaded.recipe.adapter
     if adapter.method == "full":
         return ["vLLM serves model/ as it is: vllm serve RUN/model"]
-    rank = max(adapter.saved_ranks)
-    sentences = [f"finetune export RUN --format vllm --output DIR, and --max-lora-rank from {rank} on"]
+    least = least_max_rank(max(adapter.saved_ranks))
+    sentences = [f"finetune export RUN --format vllm --output DIR, and --max-lora-rank {least} or more"]
     if adapter.use_dora:
         sentences.append(
             "vLLM has no DoRA: the export is the nearest LoRA of a rank that you choose, not the same update"
         )
     return sentences
+
+
+def least_max_rank(rank: int) -> int:
+    """The smallest --max-lora-rank for adapters of a rank."""
+    return next(one for one in RANKS if one >= rank)
 
 
 def _problems(loaded: LoadedRecipe) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from finetune.errors import CheckFailed, ExportError
-from finetune.exporting.for_vllm import RANKS
+from finetune.exporting.for_vllm import RANKS, least_max_rank
 from finetune.exporting.report import RECORD
 from finetune.merging.adapter import Adapter
 from finetune.merging.adapter_file import NewAdapter, write_adapter
@@ -145,7 +145,7 @@ def export_for_vllm(target: Target, output: Path, rank: int | None = None) -> Vl
             else str(parts.base.folder),
             output=str(output),
             rank=largest,
-            max_lora_rank=next(one for one in RANKS if one >= largest),
+            max_lora_rank=least_max_rank(largest),
             trained_beside=target.quantization if target.stored is None else None,
             residuals=residuals,
             approximated=approximated,

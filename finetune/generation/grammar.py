@@ -5,7 +5,6 @@ Shapes: B rows, N tokens of the tokenizer, V tokens of the vocabulary, V at leas
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.text import cut, shown
+from data_prep.text import cut
 from finetune.errors import FinetuneError, library_refusals
 from finetune.extras import refuse_without
+from finetune.generation.misread_schemas import why_misread
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 LARGEST_SCHEMA_BYTES = 64 * 1024
 LONGEST_REASON = 300
-BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 LIMITS: dict[str, Any] = {"max_lexer_states": 20_000, "max_grammar_size": 100_000, "verbose_errors": False}
 """What one schema may take: states have 1 to 2 kB each. llguidance's own limits bound the time of a token."""
 READING: "JsonCompileOptions" = {
@@ -109,30 +108,13 @@ def json_grammar(schema: Mapping[str, Any], speaker: "Speaker") -> Grammar:
         raise FinetuneError(
             f"the schema has {len(content):,} bytes; expected at most {LARGEST_SCHEMA_BYTES:,}."
         )
-    if (narrow := _too_narrow(schema)) is not None:
-        raise FinetuneError(
-            f"llguidance can't honour {shown(narrow)}: the bounds are less than 1 apart, and it would accept "
-            "the whole number that is excluded. Include it, or widen the range."
-        )
+    if (misread := why_misread(schema)) is not None:
+        raise FinetuneError(f"llguidance can't honour {misread}")
     tokenizer = speaker.grammar_tokens
     with library_refusals("the schema can't be read", FinetuneError):
         grammar = LLMatcher.grammar_from_json_schema(content, overrides=READING)
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
     return Grammar(matcher, tokenizer.vocab_size)
-
-
-def _too_narrow(part: Any) -> Mapping[str, Any] | None:
-    """A part of a schema whose bounds llguidance 1.9 misreads: they are less than 1 apart, and one of them is
-    a whole number that is excluded."""
-    if isinstance(part, list):
-        return next(filter(None, map(_too_narrow, part)), None)
-    if not isinstance(part, Mapping):
-        return None
-    numbers = {key: part[key] for key in BOUNDS if isinstance(part.get(key), int | float)}
-    low = max((numbers[key] for key in BOUNDS[:2] if key in numbers), default=-math.inf)
-    high = min((numbers[key] for key in BOUNDS[2:] if key in numbers), default=math.inf)
-    excluded = any(key.startswith("exclusive") and numbers[key] % 1 == 0 for key in numbers)
-    return part if excluded and low < high < low + 1 else _too_narrow(list(part.values()))
 
 
 def tokens_for_grammars(tokenizer: PreTrainedTokenizerFast, ends: Sequence[int]) -> "LLTokenizer":

@@ -286,8 +286,8 @@ def base_of(target: Target) -> Target:
     if target.trained_from is not None:
         return target.trained_from
     raise ModelError(
-        f"{target.description} is a whole model, and nothing says what it was made from: name the base to "
-        "compare."
+        f"{target.description} is a whole model, and nothing says what it was made from: name its base "
+        "itself, a folder or a hub id."
     )
 
 

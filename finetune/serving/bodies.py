@@ -202,7 +202,9 @@ def _instead(key: str) -> str:
 def _refusal(error: ValidationError) -> ApiError:
     """The first thing that is wrong."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"][:2])
+    # Of a prompt, what follows the place is which kind of one was tried.
+    parts = first["loc"][:2] if first["loc"][:1] == ("prompt",) else first["loc"]
+    place = ".".join(map(str, parts))
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "missing":
         return ApiError(400, f"{place} is missing", param=place)

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from finetune.board.app import Board
 from finetune.board.jobs import BoardJob, Jobs
-from finetune.board.workspace import Workspace
+from finetune.board.workspace import RecipeText, Workspace
 from finetune.errors import FinetuneError
 from tests.support.runs import make_run
 
@@ -57,6 +57,27 @@ def test_a_command_s_output_and_end_are_kept(jobs: Jobs, folder: Path) -> None:
     assert later.ending.startswith("refused")
 
 
+def test_a_module_of_the_working_folder_is_not_ours(jobs: Jobs, folder: Path) -> None:
+    """A script that has the name of one of Python's, or of finetune itself."""
+    for name in ("json.py", "finetune.py"):
+        (folder / name).write_text("raise SystemExit('not this one')\n")
+    assert "no such recipe" in ended(jobs.start(["check", "nothing.yaml"], "nothing.yaml", folder)).output()
+
+
+def test_a_command_that_can_t_be_started_says_so(jobs: Jobs, folder: Path) -> None:
+    """Words that are longer than the system takes."""
+    job = ended(jobs.start(["check", "x.yaml", "model.base=" + "x" * 2**18], "x.yaml", folder))
+    assert "can't be started" in job.output()
+
+
+def test_the_ten_thousandth_command_is_newer_than_the_one_before(jobs: Jobs, folder: Path) -> None:
+    """And is not the first to be forgotten."""
+    last = ended(jobs.start(["check", "x.yaml"], "x.yaml", folder))
+    last.folder.rename(last.folder.with_name("9999"))
+    ended(jobs.start(["check", "y.yaml"], "y.yaml", folder))
+    assert [job.name for job in jobs.all()] == ["10000", "9999"]
+
+
 def test_a_command_outlives_its_board_and_can_be_stopped_by_another(lasting: BoardJob) -> None:
     """It is found running by a board that begins later, which stops it; the process is gone then."""
     later = Jobs(lasting.folder.parent).find(lasting.name)
@@ -70,11 +91,33 @@ def test_a_command_outlives_its_board_and_can_be_stopped_by_another(lasting: Boa
         later.stop()
 
 
+def test_a_command_that_is_stopped_at_once_has_stopped(jobs: Jobs, folder: Path) -> None:
+    """Not failed: the signal waits until somebody can pass it on."""
+    job = jobs.start(LASTING, "x.yaml", folder)
+    job.stop()
+    assert ended(job).state == "stopped"
+
+
 def test_the_same_command_is_not_started_twice(lasting: BoardJob, jobs: Jobs, folder: Path) -> None:
     """From a second tab, say: one message."""
     with pytest.raises(FinetuneError, match="runs already"):
         jobs.start(LASTING, "x.yaml", folder)
     assert len(jobs.all()) == 1
+
+
+def test_the_same_words_in_another_folder_are_another_command(
+    lasting: BoardJob, jobs: Jobs, folder: Path
+) -> None:
+    """Two boards of two folders can have one folder of runs."""
+    other = folder / "other"
+    other.mkdir()
+    (other / "x.yaml").write_text("extends: quickstart\n")
+    job = ended(jobs.start(["check", "x.yaml"], "x.yaml", other))
+    board = Board(Workspace(other, folder / "runs"))
+    assert board.jobs.running(lasting.command, other) is None
+    assert str(other) in board.pages.job(job)
+    mine = Board(Workspace(folder, folder / "runs")).pages.recipe(RecipeText("x.yaml", ""))
+    assert f"/jobs/{job.name}" not in mine
 
 
 def test_a_command_that_was_killed_is_not_said_to_run(lasting: BoardJob) -> None:

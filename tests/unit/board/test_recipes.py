@@ -1,6 +1,7 @@
 """Recipes on the board: begun, checked while they are written, saved."""
 
 import html
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from finetune.board.app import Board
+from finetune.board.workspace import NAME
 from finetune.recipe.load import load_recipe
 from finetune.recipe.shipped import shipped_recipes
 
@@ -155,8 +157,9 @@ def test_the_form_s_command_is_what_would_run(user: TestClient) -> None:
         ("overrides", "'x=1", "quotation mark"),
         ("processes", "two", "expected a whole number"),
         ("run", "../x", "expected letters"),
+        ("overrides", "model.base=a\0b", "null character"),
     ],
-    ids=["option", "no-value", "quote", "number", "run"],
+    ids=["option", "no-value", "quote", "number", "run", "null"],
 )
 def test_a_field_that_can_t_be_is_refused(field: str, value: str, said: str, user: TestClient) -> None:
     """Before anything is started."""
@@ -164,3 +167,33 @@ def test_a_field_that_can_t_be_is_refused(field: str, value: str, said: str, use
     fields = {"verb": "train", "about": "mine.yaml", "run": "mine-001", field: value}
     answer = user.post("/start", data=fields, headers=JSON)
     assert (answer.status_code, said in answer.json()["error"]) == (400, True)
+
+
+def test_a_text_that_could_not_be_opened_again_is_not_saved(user: TestClient, folder: Path) -> None:
+    """A recipe has at most 1 MiB."""
+    answer = user.post("/recipes/mine.yaml", data={"text": "#" * (2**20 + 1), "mark": ""}, headers=JSON)
+    assert "1,048,577 bytes" in answer.json()["error"]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_name_that_is_not_utf_8_costs_no_page(user: TestClient, folder: Path) -> None:
+    """It is listed with the others."""
+    Path(os.fsdecode(b"%s/\xff.yaml" % os.fsencode(folder))).write_text("extends: quickstart\n")
+    assert "/recipes/%FF.yaml" in user.get("/").text
+
+
+@pytest.mark.parametrize("stem", ["_mine", "m" * 200, "...", "a b"])
+def test_the_proposed_run_s_name_is_one_that_is_taken(stem: str, user: TestClient, folder: Path) -> None:
+    """Whatever the recipe is called."""
+    (folder / f"{stem}.yaml").write_text("extends: quickstart\n")
+    page = user.get(f"/recipes/{stem}.yaml").text
+    proposed = re.search(r'name="run" value="([^"]+)"', page)
+    assert proposed is not None
+    assert NAME.fullmatch(proposed[1])
+
+
+@pytest.mark.parametrize("caret", ["²", "9" * 5000, "-1"], ids=["no-digit", "long", "negative"])
+def test_a_caret_that_is_nowhere_is_refused(caret: str, user: TestClient) -> None:
+    """One message."""
+    answer = user.post("/complete", data={"text": "mo", "caret": caret}, headers=JSON)
+    assert "expected a place in the text" in answer.json()["error"]

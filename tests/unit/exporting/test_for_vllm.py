@@ -45,7 +45,7 @@ def test_what_vllm_refuses_is_named_at_its_line(
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        ("adapter: {rank: 24}", "--max-lora-rank from 24 on"),
+        ("adapter: {rank: 24}", "--max-lora-rank 32 or more"),
         ("adapter: {use_dora: true}", "vLLM has no DoRA"),
     ],
     ids=["lora", "dora"],

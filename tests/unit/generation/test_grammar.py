@@ -174,7 +174,12 @@ def test_a_loaded_model_answers_by_a_schema(tiny_base: Path) -> None:
         ({"$ref": "file:///etc/passwd"}, "retrieving it failed"),
         ({"$ref": "#"}, "no text fulfils it"),
         ({"items": {"exclusiveMinimum": 0, "maximum": 0.5}}, "bounds are less than 1 apart"),
-        ({"exclusiveMaximum": 10**400, "minimum": 1.5}, "number out of range"),
+        ({"type": "integer", "minimum": -(10**20), "maximum": -(10**19)}, "minimum -100.* rounds numbers"),
+        ({"exclusiveMaximum": 10**400, "minimum": 1.5}, "exclusiveMaximum 100.*rounds numbers beyond"),
+        ({"minProperties": 2, "additionalProperties": True}, "minProperties 2: it counts a name twice"),
+        ({"enum": ["a", {"id": [2**53 + 1]}]}, "id 9007199254740993: it rounds"),
+        ({"allOf": [{"pattern": f"a{number}"} for number in range(50)]}, "50 patterns: .* at most 16 where"),
+        ({"patternProperties": {f"a{number}": {} for number in range(800)}}, "800 patterns: .* at most 200"),
         ({"const": {1, 2}}, "the schema is no JSON"),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "llguidance can't honour the schema"),
         ({"enum": ["x" * LARGEST_SCHEMA_BYTES]}, "the schema has 65,[0-9]+ bytes; expected at most 65,536"),
@@ -186,6 +191,12 @@ def test_a_schema_that_cannot_be_honoured_is_refused(
     """With the reason, and nothing of it is left out."""
     with pytest.raises(FinetuneError, match=message):
         json_grammar(schema, Speaker(None, tokenizer))
+
+
+def test_numbers_that_ask_nothing_may_be_large(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Those of examples, say."""
+    schema = {"type": "integer", "default": 2**60, "examples": [2**61], "minimum": 0, "maximum": 2**53}
+    assert json_grammar(schema, Speaker(None, tokenizer))
 
 
 def test_without_llguidance_its_extra_is_named(

@@ -26,5 +26,5 @@ def test_two_models_of_the_name_base_are_refused(models: dict[str, Path]) -> Non
 
 def test_a_model_that_was_made_of_nothing_known_has_no_base(models: dict[str, Path]) -> None:
     """One message."""
-    with pytest.raises(FinetuneError, match="nothing says what it was made from"):
+    with pytest.raises(FinetuneError, match="nothing says what it was made from: name its base itself"):
         name_targets([f"lamps={models['lamps']}"], with_base=True)
