@@ -27,8 +27,9 @@ from finetune.training.watching import EvaluationPoint
 
 logger = logging.getLogger(__name__)
 
-PRUNED, COST, ERROR = "pruned", "cost", "error"
-"""Attributes of a trial: why it was stopped, what it took (tokens, steps, seconds), what it failed with."""
+PRUNED, JUDGED, COST, ERROR = "pruned", "judged", "cost", "error"
+"""Attributes of a trial: why it was stopped, the evaluation that the pruner let pass last, what it took
+(tokens, steps, seconds), what it failed with."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,26 @@ class TrialWatcher:
         self.trial, self.sweep = trial, sweep
 
     def evaluated(self, points: Sequence[EvaluationPoint]) -> str | None:
-        """Evaluations that were reported before are not judged again: what was said of them holds, also where
-        a kill came before the run stopped."""
+        """Evaluations that were judged before are not judged again: what was said of them holds, also where a
+        kill came before the run stopped. One that a kill left reported and not judged is judged now."""
         if len(self.sweep.objectives) > 1:
             return None
         if (said := self.trial.user_attrs.get(PRUNED)) is not None:
             return str(said)
         metric = self.sweep.objectives[0]
         known = _reported(self.trial)
-        fresh = [
-            (index, point.values[metric])
-            for index, point in enumerate(points, start=1)
-            if index not in known and metric in point.values
-        ]
-        for index, value in fresh:
-            self.trial.report(value, index)
-        if not fresh or not self.trial.should_prune():
+        values = {index: point.values.get(metric) for index, point in enumerate(points, start=1)}
+        reported = {index: value for index, value in values.items() if value is not None}
+        for index, value in reported.items():
+            if index not in known:
+                self.trial.report(value, index)
+        index = max(reported, default=0)
+        if index <= self.trial.user_attrs.get(JUDGED, 0):
             return None
-        index, value = fresh[-1]
+        if not self.trial.should_prune():
+            self.trial.set_user_attr(JUDGED, index)
+            return None
+        value = reported[index]
         method = self.sweep.pruner.method if self.sweep.pruner is not None else ""
         reason = f"pruned by {method} at evaluation {index}, {metric} {value:.4g}"
         self.trial.set_user_attr(PRUNED, reason)

@@ -99,3 +99,20 @@ def test_what_was_said_of_a_trial_holds() -> None:
     again = optuna.trial.Trial(study, study.trials[1]._trial_id)
     assert not again.should_prune()
     assert TrialWatcher(again, sweep).evaluated(points[1]) == said
+
+
+def test_what_was_reported_and_not_judged_is_judged() -> None:
+    """A kill between the report and the verdict; and one that passed is not judged again."""
+    sweep = SweepSection.model_validate({"space": SPACE, "trials": 3, "pruner": {}})
+    study = optuna.create_study(pruner=pruner_of(sweep.pruner))
+    points = [[EvaluationPoint(10, {"loss": loss})] for loss in (1.0, 2.0)]
+    first = study.ask()
+    assert TrialWatcher(first, sweep).evaluated(points[0]) is None
+    killed = study.ask()
+    killed.report(2.0, 1)
+    again = optuna.trial.Trial(study, killed._trial_id)
+    assert TrialWatcher(again, sweep).evaluated(points[1]) == "pruned by halving at evaluation 1, loss 2"
+    better = study.ask()
+    better.report(0.5, 1)
+    assert not better.should_prune()
+    assert TrialWatcher(first, sweep).evaluated(points[0]) is None
