@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -344,6 +345,10 @@ def reach_ninja() -> None:
         os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(found).parent)))
 
 
+BUILDS = ("deepspeed_*", "cpu_adam")
+"""Folders of what DeepSpeed compiles when it is first needed."""
+
+
 def remove_stale_builds(minutes: float = 10.0) -> None:
     """Remove the locks of DeepSpeed's builds in whose folders nothing was written for so long.
 
@@ -353,7 +358,7 @@ def remove_stale_builds(minutes: float = 10.0) -> None:
     from torch.utils.cpp_extension import get_default_build_root
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    for lock in root.glob("**/deepspeed_*/lock"):
+    for lock in chain(*(root.glob(f"**/{build}/lock") for build in BUILDS)):
         with suppress(FileNotFoundError):  # a build that has just ended
             if time.time() - max(path.stat().st_mtime for path in lock.parent.iterdir()) > 60 * minutes:
                 lock.unlink()

@@ -139,7 +139,7 @@ def test_the_lock_of_a_killed_build_is_removed(tmp_path: Path, monkeypatch: pyte
     """A lock stays while something is being written beside it, goes when nothing was for long; others' locks
     stay."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    names = ("deepspeed_dead", "deepspeed_busy", "other")
+    names = ("deepspeed_dead", "cpu_adam", "deepspeed_busy", "other")
     for name in names:
         (tmp_path / "py311_cpu" / name).mkdir(parents=True)
         for file in ("lock", "a.o"):
