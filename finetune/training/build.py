@@ -423,7 +423,7 @@ def build_trainer(
         engine=current(),
         callbacks=[EpochMarks(intervals, saves_at_end=saves_at_end), *callbacks],
         rates=Rates(train.loraplus_lr_ratio, train.embedding_learning_rate, train.riemannian_damping),
-        own_optimizer=own_optimizer(train),
+        own_optimizer=own_optimizer(train, model),
         member=inputs.member,
     )
     if inputs.asking is not None:

@@ -73,6 +73,7 @@ OPTIMIZERS: Mapping[str, str] = {
     "lion_8bit": "lion_8bit",
     "paged_lion_8bit": "paged_lion_8bit",
     "paged_lion_32bit": "paged_lion_32bit",
+    "schedule_free_adamw": "schedule_free_adamw",
 }
 """Their optimizers, in lower case and without the module's name."""
 
