@@ -238,8 +238,8 @@ def tiles_need(
     *, method: str, dropout: float, use_dora: bool, target_modules: str | Sequence[str], layers: object
 ) -> list[str]:
     """What an adapter lacks for MLPs in tiles, which the toolkit's own kernels compute, with LoRA on each."""
-    if method == "full":
-        return ["adapter.method lora or qlora (it is full)"]
+    if method not in ("lora", "qlora"):
+        return [f"adapter.method lora or qlora (it is {method})"]
     named = GATED_MLP if isinstance(target_modules, str) else set(map(last_part, target_modules))
     absent = sorted(GATED_MLP - named)
     needs = {

@@ -1,6 +1,7 @@
 """The adapter section: what is trained."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -14,10 +15,12 @@ INITS = r"^(default|gaussian|orthogonal|pissa|pissa_niter_[1-9][0-9]?|olora|loft
 
 class AdapterSection(Section):
     """What is trained: a LoRA adapter (Hu et al. 2021, arXiv:2106.09685), QLoRA (Dettmers et al. 2023,
-    arXiv:2305.14314: LoRA on a quantised base), or all weights."""
+    arXiv:2305.14314: LoRA on a quantised base), another adapter that peft computes, or all weights."""
 
-    method: Literal["lora", "qlora", "full"] = "lora"
-    """lora, qlora (lora on a base that is quantised while it loads), or full."""
+    method: Literal["lora", "qlora", "full", "miss", "oft", "vera", "loha"] = "lora"
+    """lora, qlora (lora on a base that is quantised while it loads), or full; by peft's own layers miss (Kang
+    and Yin 2024, arXiv:2409.15371), oft (Qiu et al. 2023, arXiv:2306.07280), vera (Kopiczko et al. 2023,
+    arXiv:2310.11454) and loha (Hyeon-Woo et al. 2021, arXiv:2108.06098), which aren't fused."""
 
     quantization: Literal["nf4", "int8"] = "nf4"
     """method qlora: the base's linear layers in 4-bit NF4, or in int8 with a scale per row (LLM.int8,
@@ -31,6 +34,9 @@ class AdapterSection(Section):
 
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """The update is scaled by alpha / rank (alpha / sqrt(rank) with use_rslora)."""
+
+    block_size: Annotated[int, Field(ge=2, le=4096)] = 32
+    """method oft: a layer's inputs are rotated in blocks of so many, which must divide them."""
 
     target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = (
         "all-linear"
@@ -77,6 +83,11 @@ class AdapterSection(Section):
     equal the recipe's."""
 
     @property
+    def by_peft(self) -> bool:
+        """Whether it is an adapter that peft's own layers compute."""
+        return self.method in PEFT_KEYS
+
+    @property
     def ranks(self) -> tuple[int, ...]:
         """All ranks that modules may have."""
         return self.rank, *self.rank_pattern.values()
@@ -110,6 +121,15 @@ class AdapterSection(Section):
             return self.alpha
         return self.alpha * (math.sqrt(2) if self.use_rslora else 2)
 
+
+PEFT_KEYS: Mapping[str, frozenset[str]] = {
+    "miss": frozenset({"rank", "dropout", "exclude_modules"}),
+    "oft": frozenset({"block_size", "exclude_modules"}),
+    "vera": frozenset({"rank", "dropout"}),
+    "loha": frozenset({"rank", "alpha", "rank_pattern", "alpha_pattern", "exclude_modules"}),
+}
+"""The keys that methods take whose layers are peft's own, beside those of EVERY_ADAPTER."""
+EVERY_ADAPTER = frozenset({"method", "target_modules", "layers", "continue_from"})
 
 LORA_ONLY = tuple(name for name in AdapterSection.model_fields if name != "method")
 """The keys that method full has no use for."""
