@@ -218,7 +218,11 @@ class Engine:
                 "objective.reference (an adapter): each process would hold the model under it whole, and "
                 f"{self.name} cuts models up. Take ddp, or set it to start or base."
             )
-        if (adapter.starts_at_base and self.takes_over) or (adapter.init == "loftq" and self.shards_weights):
+        if (
+            (adapter.starts_at_base and self.takes_over)
+            or (adapter.init == "loftq" and self.shards_weights)
+            or (adapter.init == "eva" and (self.takes_over or self.shards_weights))
+        ):
             return (
                 f"adapter.init {adapter.init}: where weights are cut up or kept in bf16 its start was never "
                 "shown to be right. Take ddp, or adapter.init: default."

@@ -170,6 +170,8 @@ def _init(recipe: Recipe, given: Given) -> RuleProblem:
             "adapter.init",
             "loftq starts at what quantisation took from the base: set adapter.method: qlora, or take pissa",
         )
+    if adapter.init == "eva":
+        yield from _eva(recipe)
     if adapter.starts_at_base and adapter.method == "qlora":
         yield (
             "adapter.init",
@@ -192,6 +194,23 @@ def _init(recipe: Recipe, given: Given) -> RuleProblem:
             "adapter.target_modules",
             f"adapter.init {adapter.init} is for the layers' linear modules; remove "
             f"{' and '.join(vocabulary)}",
+        )
+
+
+def _eva(recipe: Recipe) -> RuleProblem:
+    """What reads rows before the first step."""
+    adapter = recipe.adapter
+    if recipe.data.streaming is not None:
+        yield "adapter.init", "eva reads rows before the first step, and a stream is read once; remove one"
+    if recipe.objective.draws:
+        yield "adapter.init", "eva reads rows with answers, and this objective draws them; remove one"
+    if adapter.use_dora:
+        yield "adapter.use_dora", "DoRA was not shown with adapter.init eva; remove one"
+    vocabulary = sorted(VOCABULARY & set(map(last_part, adapter.target_modules)))
+    if vocabulary:
+        yield (
+            "adapter.target_modules",
+            f"adapter.init eva is for the layers' linear modules; remove {' and '.join(vocabulary)}",
         )
 
 

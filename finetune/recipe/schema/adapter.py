@@ -10,7 +10,7 @@ from data_prep.config import PATH, Section
 
 Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
 LAST_LAYERS = r"^last [1-9][0-9]{0,3}$"
-INITS = r"^(default|gaussian|orthogonal|pissa|pissa_niter_[1-9][0-9]?|olora|loftq)$"
+INITS = r"^(default|gaussian|orthogonal|pissa|pissa_niter_[1-9][0-9]?|olora|loftq|eva)$"
 
 
 class AdapterSection(Section):
@@ -73,7 +73,8 @@ class AdapterSection(Section):
     Meng et al. 2024, arXiv:2404.02948, by an SVD or a fast one of N iterations) and olora (Büyükakyüz 2024,
     arXiv:2406.01775): at a part of the base, which is subtracted again, so that the adapter that is saved is
     one of the base as it is, of twice the rank. loftq (Li et al. 2023, arXiv:2310.08659, one iteration): with
-    qlora, at what quantisation took from the base."""
+    qlora, at what quantisation took from the base. eva (Paischer et al. 2024, arXiv:2410.07170): A at the
+    directions in which a layer's inputs vary most, on the first training rows as the seed orders them."""
 
     modules_to_save: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Modules that are trained in full and saved with the adapter (lm_head, embed_tokens)."""

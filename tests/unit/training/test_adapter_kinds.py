@@ -49,6 +49,7 @@ KINDS: dict[str, dict[str, Any]] = {
             "exclude_modules": ["v_proj", "layers.0.mlp.gate_proj"],
         },
     },
+    "eva": {"adapter": {"rank": 4, "init": "eva", "rank_pattern": {"q_proj": 2}}},
     "miss": {"adapter": {"method": "miss", "rank": 4, "exclude_modules": ["v_proj"]}},
     "oft": {"adapter": {"method": "oft", "block_size": 8}},
     "vera": {"adapter": {"method": "vera", "rank": 8}, "train": {"learning_rate": 0.1}},
