@@ -14,6 +14,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "serve": {"llguidance": "llguidance"},
     "rewards": {"jsonschema": "jsonschema"},
     "sweep": {"optuna": "optuna", "cmaes": "cmaes"},
+    "optimizers": {"schedulefree": "schedulefree"},
 }
 """The extras of pyproject.toml: for each the modules that are imported, and the packages that hold them."""
 

@@ -65,6 +65,11 @@ def _schedule(back: "Back") -> None:
             f"train.optimizer: adam couples train.weight_decay, and {back.tool} has no such optimizer; take "
             "adamw, or no decay"
         )
+    if train.optimizer == "muon":
+        raise ConvertError(
+            f"train.optimizer: muon steps as long as adamw, and {back.tool}'s, where it has one, otherwise; "
+            "take adamw"
+        )
     plain = "adamw" if train.optimizer == "adam" else train.optimizer  # which without decay is the same
     back.put(optimizer, OPTIMIZERS.get(plain, plain), "train.optimizer")
     back.told("train.optimizer", "carried", optimizer)

@@ -9,7 +9,7 @@ from finetune.conversion.given import GivenKey, number, truth, whole
 from finetune.conversion.judged import baseline
 from finetune.conversion.long_rows import tiles
 from finetune.conversion.model_values import PRECISIONS
-from finetune.conversion.optimizer_values import betas, precision
+from finetune.conversion.optimizer_values import betas, precision, schedule_free
 from finetune.conversion.preference import has_reference, together
 from finetune.conversion.times import times
 from finetune.recipe.schema.adapter import LORA_ONLY
@@ -281,6 +281,7 @@ STEPS: tuple[Callable[[Draft], None], ...] = (
     _warmup,
     _minimum,
     betas,
+    schedule_free,
     precision,
     times,
     _best,

@@ -2,13 +2,15 @@
 
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import GivenKey, number
-from finetune.recipe.schema.optimizers import KNOWN, OPTIMIZERS, Knob
+from finetune.recipe.schema.optimizers import Knob, known_optimizer
+
+SCHEDULE_FREE = "schedule_free_adamw"
 
 
 def takes(optimizer: str, knob: Knob) -> bool:
     """Whether an optimizer of a recipe takes Adam's betas, or its epsilon."""
-    known = KNOWN.get(OPTIMIZERS.get(optimizer, optimizer))
-    return optimizer == "adam" or known is None or knob in known.knobs
+    known = known_optimizer(optimizer)
+    return known is None or knob in known.knobs
 
 
 def betas(draft: Draft) -> None:
@@ -30,6 +32,16 @@ def betas(draft: Draft) -> None:
         for entry in (first, second):
             if entry is not None:
                 draft.carry(entry, "train.adam_betas", values)
+
+
+def schedule_free(draft: Draft) -> None:
+    """The optimizer that averages weights goes with a constant schedule here."""
+    entry, schedule = draft.notes.get("optimizer"), draft.value("train.schedule", "cosine")
+    if entry is None or draft.value("train.optimizer") != SCHEDULE_FREE or schedule == "constant":
+        return
+    draft.remove("train.optimizer")
+    draft.lines[:] = [line for line in draft.lines if line.key != entry.key]
+    draft.drop(entry, f"{SCHEDULE_FREE} averages in place of a decay, and the schedule is {schedule}: adamw")
 
 
 def _beta(entry: GivenKey | None, default: float) -> float:

@@ -177,6 +177,11 @@ class Engine:
         why = self.optimizer_problem(optimizer)
         if why is not None:
             return f"train.optimizer: {optimizer}: {why}"
+        if adapter.by_peft and (self.takes_over or self.shards_weights):
+            return (
+                f"adapter.method: {adapter.method}: where weights are cut up, or kept in bf16, peft's "
+                "layers of that kind were never shown to be right. Take ddp, or adapter.method: lora."
+            )
         if recipe.train.sequence_parallel_size > 1 and not self.splits_rows:
             return (
                 f"train.sequence_parallel_size: {recipe.train.sequence_parallel_size}: the processes of "
@@ -214,7 +219,11 @@ class Engine:
                 "objective.reference (an adapter): each process would hold the model under it whole, and "
                 f"{self.name} cuts models up. Take ddp, or set it to start or base."
             )
-        if (adapter.starts_at_base and self.takes_over) or (adapter.init == "loftq" and self.shards_weights):
+        if (
+            (adapter.starts_at_base and self.takes_over)
+            or (adapter.init == "loftq" and self.shards_weights)
+            or (adapter.init == "eva" and (self.takes_over or self.shards_weights))
+        ):
             return (
                 f"adapter.init {adapter.init}: where weights are cut up or kept in bf16 its start was never "
                 "shown to be right. Take ddp, or adapter.init: default."
@@ -348,4 +357,6 @@ def method_of(adapter: AdapterSection) -> Method:
     """The tables' name for the recipe's adapter section."""
     if adapter.method == "qlora":
         return "qlora_int8" if adapter.quantization == "int8" else "qlora"
-    return "dora" if adapter.method == "lora" and adapter.use_dora else adapter.method
+    if adapter.method == "full":
+        return "full"
+    return "dora" if adapter.use_dora else "lora"

@@ -145,6 +145,8 @@ class DeepSpeed(Engine):
         known = known_optimizer(name)
         if known is None or known.elementwise:
             return None
+        if known.averages:
+            return "it puts averages into the model itself, of which ZeRO keeps copies. Take adamw; or ddp."
         return (
             "its update of a weight follows from the whole tensor, of which ZeRO gives it a flat share. Take "
             "adamw or adamw_8bit; or ddp, which cuts nothing up."

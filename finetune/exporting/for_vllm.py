@@ -42,6 +42,9 @@ def _problems(loaded: LoadedRecipe) -> Iterator[tuple[str, str]]:
         yield "model.head", f"vLLM takes no adapter with a head; {INSTEAD}"
     if recipe.adapter.method == "full":
         return
+    if recipe.adapter.by_peft:
+        yield "adapter.method", f"vLLM takes LoRA, and this is {recipe.adapter.method}; {INSTEAD}"
+        return
     if (saved := max(recipe.adapter.saved_ranks)) > RANKS[-1]:
         yield (
             "adapter.rank",

@@ -21,6 +21,7 @@ from finetune.models.bases.card import CARD, FRONT_MATTER
 from finetune.models.bases.folder import read_config
 from finetune.models.bases.hub import is_hub_id
 from finetune.recipe.lock import Lock
+from finetune.recipe.schema.adapter import PEFT_KEYS
 from finetune.runs.compare import UNROUNDED_LOSS
 from finetune.runs.folder import RunFolder
 
@@ -118,8 +119,13 @@ def _metadata(result: Result, licences: Licences) -> dict[str, Any]:
         "library_name": {"adapter": "peft", "gguf": "gguf"}.get(result.kind, "transformers"),
         "license": licence,
         "pipeline_tag": "text-classification" if classifies else "text-generation",
-        "tags": ["lora"] if result.kind == "adapter" else None,
+        "tags": [_adapter(result)] if result.kind == "adapter" else None,
     }
+
+
+def _adapter(result: Result) -> str:
+    method = result.lock.recipe.adapter.method if result.lock is not None else "lora"
+    return method if method in PEFT_KEYS else "lora"
 
 
 def _classifies(result: Result) -> bool:

@@ -16,7 +16,7 @@ INPUTS_ON_DEVICE = 2
 """Layer inputs that are on the device at once where the host keeps them: as they leave, and as they come
 back."""
 
-NUMBERS = {"lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0, "ademamix": 3}
+NUMBERS = {"lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0, "ademamix": 3, "schedule_free": 3}
 """How many an optimizer keeps of each trained weight, by how its name begins; 2, as Adam, where it isn't
 here."""
 
@@ -27,19 +27,22 @@ BLOCK = 256
 """Numbers of an 8-bit state that share a scale."""
 
 
-def state_bytes(optimizer: str, shapes: Iterable[Sizes], number_bytes: int = 4) -> int:
+def state_bytes(optimizer: str, shapes: Iterable[Sizes], number_bytes: int = 4, vocabulary: int = 0) -> int:
     """Bytes of an optimizer's state after its first step, for tensors of these shapes; by our names of
     optimizers or transformers'. A paged one's goes to the host where the device is full, and counts nothing.
 
-    `number_bytes` is 2 for adamw whose state is in bf16 (train.weights_dtype).
+    `number_bytes` is 2 for adamw whose state is in bf16 (train.weights_dtype). Matrices of `vocabulary` rows
+    are the embedding and the head, which muon leaves to AdamW.
     """
-    return sum(_of_tensor(optimizer, shape) for shape in shapes) * number_bytes // 4
+    return sum(_of_tensor(optimizer, shape, vocabulary) for shape in shapes) * number_bytes // 4
 
 
-def _of_tensor(optimizer: str, shape: Sizes) -> int:
+def _of_tensor(optimizer: str, shape: Sizes, vocabulary: int) -> int:
     if optimizer.startswith("paged_"):
         return 0
     count = math.prod(shape)
+    if optimizer == "muon":
+        return 4 * count * (1 if len(shape) == 2 and shape[0] != vocabulary else 2)
     if optimizer == "adafactor":
         # Rows and columns in place of the matrix: Shazeer and Stern 2018, arXiv:1804.04235.
         return 4 * (sum(shape[-2:]) * math.prod(shape[:-2]) if len(shape) > 1 else count)

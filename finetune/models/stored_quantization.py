@@ -88,6 +88,11 @@ def check_trainable(config: dict[str, Any], adapter: AdapterSection, name: str) 
             f"adapter.method is full, and model.base {name} is stored quantised ({stored}): such weights "
             f"can't be trained. Set adapter.method: lora, or {without}."
         )
+    if adapter.by_peft:
+        raise ModelError(
+            f"adapter.method is {adapter.method}, which was not shown on a quantised base, and model.base "
+            f"{name} is stored in {stored}. Set adapter.method: lora, or {without}."
+        )
     if adapter.init == "loftq" or adapter.starts_at_base:
         raise ModelError(
             f"adapter.init {adapter.init} needs the weights as they were before they were quantised, and "

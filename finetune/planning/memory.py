@@ -124,7 +124,7 @@ def memory_of(job: Job) -> Memory:
     total = Total(
         weights=base + trained,
         gradients=job.trained_bytes * job.trained,
-        states=state_bytes(job.optimizer, job.trained_shapes, job.trained_bytes),
+        states=state_bytes(job.optimizer, job.trained_shapes, job.trained_bytes, job.shape.vocabulary),
         weight_bytes=job.trained_bytes if job.method == "full" else job.number_bytes,
         layer=linear_bytes(job.shape, job.quantization, job.number_bytes) / job.shape.layers,
         head=float(job.shape.vocabulary * job.shape.width * job.number_bytes),

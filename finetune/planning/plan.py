@@ -155,6 +155,11 @@ def plan(
 
 def refuse_without_formula(recipe: Recipe) -> None:
     """Raises ModelError for a method whose memory no formula says."""
+    if recipe.adapter.by_peft:
+        raise ModelError(
+            f"finetune plan has no formula for adapter.method {recipe.adapter.method}, whose layers are "
+            "peft's; plan with adapter.method: lora, dropout: 0.1, which is near it but for loha's updates."
+        )
     if recipe.adapter.use_dora:
         raise ModelError(
             "finetune plan has no formula for DoRA, which keeps copies of weights; plan with "

@@ -87,7 +87,8 @@ def made_of(lock: Lock) -> list[Row]:
     """What was trained on what."""
     base, teacher = lock.base, lock.teacher
     adapter = lock.recipe.adapter
-    how = adapter.method if adapter.method == "full" else f"{adapter.method}, rank {adapter.saved_rank}"
+    size = f", rank {adapter.saved_rank}" if adapter.method != "full" else ""
+    how = adapter.method + (f", blocks of {adapter.block_size}" if adapter.method == "oft" else size)
     found = [("base", _identity(base)), ("method", how), ("objective", lock.recipe.objective.kind)]
     found += [("teacher", _identity(teacher))] if teacher else []
     found += [("reward", f"{name} {value}") for name, value in lock.rewards.items()]

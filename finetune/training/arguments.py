@@ -10,7 +10,7 @@ from finetune.engines.base import Engine
 from finetune.errors import ModelError
 from finetune.models.device import Precision
 from finetune.recipe.lock import Rules
-from finetune.recipe.schema.optimizers import OPTIMIZERS, known_optimizer
+from finetune.recipe.schema.optimizers import OPTIMIZERS, OURS, known_optimizer
 from finetune.recipe.schema.train import TrainSection
 from finetune.scoring.metrics import lower_is_better
 from finetune.training.optimization.intervals import RunIntervals
@@ -37,8 +37,8 @@ def optimizer_name(asked: str) -> str:
         )
     if asked == "adamw" and torch.cuda.is_available():
         return "adamw_torch_fused"  # the same steps, without a temporary as large as all trained weights
-    # The trainer is given torch's Adam itself.
-    return OPTIMIZERS["adamw"] if name == "adam" else name
+    # The trainer is given these themselves.
+    return OPTIMIZERS["adamw"] if name in OURS else name
 
 
 SCHEDULES = {

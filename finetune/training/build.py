@@ -3,7 +3,7 @@
 import logging
 import platform
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -37,6 +37,7 @@ from finetune.models.adapters.adapter import (
     count_parameters,
     grow_embeddings,
 )
+from finetune.models.adapters.from_rows import start_from_rows
 from finetune.models.adapters.start import original_weights
 from finetune.models.architectures import family_of, last_part
 from finetune.models.architectures.base import VOCABULARY
@@ -288,6 +289,10 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
                 original=original_weights(inputs.base.folder) if recipe.adapter.init == "loftq" else None,
                 engine=engine,
             )
+            if recipe.adapter.init == "eva":
+                if not is_quantized(model):
+                    trained = engine.place(trained, choose_device())
+                start_from_rows(cast(Any, trained), recipe.adapter, _rows_by_seed(recipe, inputs))
             install_fast_path(trained, engine, recipe.train.mlp_tile_tokens)
         if recipe.train.activation_offloading and choose_device().type == "cpu":
             logger.info("train.activation_offloading: on the CPU its copies free nothing: this is for GPUs")
@@ -303,6 +308,12 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     if inputs.member is not None:
         inputs.member.takes_part(trained, partial(_recompute, recipe.train))
     return trained
+
+
+def _rows_by_seed(recipe: Recipe, inputs: Inputs) -> Iterator[Sequence[int]]:
+    """The token ids of the training rows, in an order that the seed draws."""
+    order = np.random.default_rng(recipe.train.seed).permutation(len(inputs.data.train))
+    return (inputs.data.train[int(row)].token_ids for row in order)
 
 
 def _recompute(train: TrainSection, model: torch.nn.Module) -> None:
@@ -431,7 +442,7 @@ def build_trainer(
         engine=current(),
         callbacks=[EpochMarks(intervals, saves_at_end=saves_at_end), *callbacks],
         rates=Rates(train.loraplus_lr_ratio, train.embedding_learning_rate, train.riemannian_damping),
-        own_optimizer=own_optimizer(train),
+        own_optimizer=own_optimizer(train, model),
         member=inputs.member,
     )
     if inputs.asking is not None:

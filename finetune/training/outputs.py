@@ -287,6 +287,7 @@ def notes_on_result(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
         "rows of new tokens": recipe.model.new_tokens,
         "whole modules": adapter.modules_to_save,
         "DoRA's magnitudes": adapter.use_dora,
+        f"{adapter.method}'s own tensors": adapter.by_peft,
         "a classification head": recipe.model.head,
     }
     held = [what for what, there in beyond.items() if there]

@@ -163,6 +163,7 @@ class ExactTrainer(Trainer):
         self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> torch.Tensor:
         self.step_losses, self.step_logged = [], []
+        cast(Any, self.optimizer).train()  # what the step is computed with: see optimization/schedule_free.py
         if self.rollouts is not None:
             batch_samples[:] = self.rollouts.answered(batch_samples)
         if self.objective.step_values:

@@ -94,6 +94,19 @@ def test_a_gguf_base_needs_gguf(tmp_path: Path) -> None:
     )
 
 
+def test_an_optimizer_needs_its_package(tmp_path: Path) -> None:
+    """Said by the command line, with the extra that has it."""
+    (tmp_path / "r.yaml").write_text(
+        "extends: smollm2/135m_lora\ntrain: {optimizer: schedule_free_adamw, schedule: constant}\n"
+    )
+    done = without("schedulefree", "train", "r.yaml", cwd=tmp_path)
+    what = "train.optimizer schedule_free_adamw needs schedulefree"
+    assert (
+        done.stderr == f'error: {what}, which is not installed: pip install "{DISTRIBUTION}[optimizers]".\n'
+    )
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [tmp_path / "r.yaml"])
+
+
 @pytest.mark.parametrize(
     ("module", "sampler", "what"),
     [

@@ -1,5 +1,8 @@
 """peft's adapter_config.json, with transformers' training arguments beside it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from finetune.conversion.base import TRAINER_DEFAULTS, Tool
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey
@@ -16,6 +19,25 @@ EMPTY = (
     "rank_pattern",
     "alpha_pattern",
 )
+
+DEFAULTS = {"init_weights": True, "fan_in_fan_out": False, "module_dropout": 0.0, "rank_dropout": 0.0}
+OTHERS: Mapping[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "MISS": ({"r": "rank", "miss_dropout": "dropout"}, {"mini_r": 1}),
+    "OFT": (
+        {"oft_block_size": "block_size"},
+        {
+            "r": 0, "coft": False, "eps": 6e-5, "block_share": False, "use_cayley_neumann": True,
+            "num_cayley_neumann_terms": 5,
+        },
+    ),
+    "VERA": (
+        {"r": "rank", "vera_dropout": "dropout"},
+        {"projection_prng_key": 0, "save_projection": True, "d_initial": 0.1},
+    ),
+    "LOHA": ({"r": "rank", "alpha": "alpha"}, {"use_effective_conv2d": False}),
+}  # fmt: skip
+"""Adapters that peft computes here too: which of their keys are ours, and the defaults of those that are
+not."""
 
 
 def prepare(given: Given) -> None:
@@ -34,9 +56,11 @@ def convert(given: Given, draft: Draft) -> None:
     """The adapter's kind; rows, which neither file names."""
     kind = given.take("peft_type")
     if kind is not None:
-        if kind.value != "LORA":
-            raise kind.refused(f"got {kind.value!r}, expected LORA: no other adapter is trained here")
-        draft.carry(kind, "adapter.method", "lora")
+        if kind.value not in ("LORA", *OTHERS):
+            raise kind.refused(f"got {kind.value!r}, expected {', '.join(('LORA', *OTHERS))}")
+        draft.carry(kind, "adapter.method", kind.value.lower())
+        if kind.value in OTHERS:
+            _by_peft(given, draft, *OTHERS[kind.value])
     task = given.take("task_type")
     if task is not None and task.value not in ("CAUSAL_LM", None):
         raise task.refused(f"got {task.value!r}, expected CAUSAL_LM")
@@ -56,6 +80,20 @@ def convert(given: Given, draft: Draft) -> None:
     draft.put("data.train.0.format", "auto", "")
     rows = GivenKey("data", None, given.shown, 1)
     draft.drop(rows, "neither file says which rows were trained on: change data.train")
+
+
+def _by_peft(given: Given, draft: Draft, ours: dict[str, str], defaults: dict[str, Any]) -> None:
+    """The keys of an adapter that isn't LoRA; what a recipe has no key for must be peft's default."""
+    for key, path in ours.items():
+        entry = given.take(key)
+        if entry is not None:
+            draft.carry(entry, f"adapter.{path}", entry.value)
+    for key, default in (DEFAULTS | defaults).items():
+        entry = given.take(key) if key not in ours else None
+        if entry is not None and entry.value == default:
+            draft.carried(entry, "", "peft's default, as here")
+        elif entry is not None:
+            draft.drop(entry, f"a recipe has no key for it: here it is {default}")
 
 
 TOOL = Tool(

@@ -1,5 +1,6 @@
 """Attach, count, save and load adapters. LoRA: Hu et al. 2021, arXiv:2106.09685."""
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from finetune.engines.base import Engine
 from finetune.engines.single import SINGLE
 from finetune.errors import ModelError, library_refusals
+from finetune.models.adapters.by_peft import KINDS, check_sizes
 from finetune.models.adapters.config_file import (
     LORA,
     check_adapter_config,
@@ -37,6 +39,8 @@ from finetune.models.bases.hub import adapter_snapshot, is_hub_id
 from finetune.models.bases.shapes import adapted_layers, with_adapter
 from finetune.models.classify import CLASSIFIER
 from finetune.recipe.schema.adapter import AdapterSection
+
+logger = logging.getLogger(__name__)
 
 PEFT_INITS = ("gaussian", "orthogonal")
 """Of adapter.init, what peft does by itself."""
@@ -62,22 +66,34 @@ def attach(
     module to save or a layer that matches nothing, and for a `continue_from` of another shape.
     """
     check_targets(model, section)
+    if section.by_peft:
+        costs = KINDS[section.method].costs
+        logger.info(f"adapter.method {section.method}: its layers are peft's own, and not fused: {costs}")
     if section.continue_from is not None:
         return continue_adapter(model, section, new_token_ids, engine=engine)
     layers = None if section.layers is None else adapted_layers(section, model.config.num_hidden_layers)
     targets: Any = section.target_modules
     if targets != "all-linear" or layers is not None:  # for some of the layers peft wants names
         targets = sorted(linear_names(model)) if targets == "all-linear" else list(targets)
+    placed: dict[str, Any] = {
+        "task_type": "SEQ_CLS" if classifies else "CAUSAL_LM",
+        "target_modules": targets,
+        "layers_to_transform": layers,
+    }
+    if section.exclude_modules:
+        placed["exclude_modules"] = list(section.exclude_modules)
+    if section.by_peft:
+        with library_refusals("adapter: peft refuses this combination"):
+            return trained_in_float32(
+                get_peft_model(model, KINDS[section.method].config(**placed, **_wanted(section)))
+            )
     config = LoraConfig(
-        task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
+        **placed,
         r=section.saved_rank,
         lora_alpha=cast(int, section.saved_alpha),  # peft takes a fraction too
         lora_dropout=section.dropout,
-        target_modules=targets,
-        exclude_modules=list(section.exclude_modules) or None,
         rank_pattern=_by_peft(section.rank_pattern),
         alpha_pattern=cast(dict[str, int], _by_peft(section.alpha_pattern)),
-        layers_to_transform=layers,
         use_rslora=section.use_rslora,
         use_dora=section.use_dora,
         init_lora_weights=cast(Any, section.init if section.init in PEFT_INITS else True),
@@ -93,6 +109,23 @@ def attach(
         start_from_residual(adapted, section, original)
     mask_updates(adapted)
     return trained_in_float32(adapted)
+
+
+def _wanted(section: AdapterSection) -> dict[str, Any]:
+    """What a recipe asks of its kind of adapter, by peft's names."""
+    patterns = {
+        "rank_pattern": _by_peft(section.rank_pattern),
+        "alpha_pattern": _by_peft(section.alpha_pattern),
+    }
+    if section.by_peft:
+        return KINDS[section.method].values(section) | (patterns if section.method == "loha" else {})
+    return patterns | {
+        "r": section.rank,
+        "lora_alpha": section.alpha,
+        "lora_dropout": section.dropout,
+        "use_rslora": section.use_rslora,
+        "use_dora": section.use_dora,
+    }
 
 
 def _by_peft(pattern: Mapping[str, T]) -> dict[str, T]:
@@ -136,13 +169,13 @@ def check_targets(model: PreTrainedModel, section: AdapterSection) -> None:
                 raise ModelError(
                     f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(held)}."
                 )
-    if section.exclude_modules or section.rank_pattern or section.alpha_pattern:
+    if section.exclude_modules or section.rank_pattern or section.alpha_pattern or section.by_peft:
         leaves = linear_names(model) if section.target_modules == "all-linear" else targets
         named = {name for name in names if any(is_target(name, leaf) for leaf in leaves)}
         if section.layers is not None:
             layers = adapted_layers(section, model.config.num_hidden_layers)
             named = {name for name in named if {*LAYER.findall(name)} <= {*map(str, layers)}}
-        with_adapter(section, named)
+        check_sizes(model, section, with_adapter(section, named))
 
 
 def continue_adapter(
@@ -159,22 +192,18 @@ def continue_adapter(
     """
     folder = continued_folder(section)
     found = checked_adapter_config(folder)
-    if found["peft_type"] != LORA:
-        raise ModelError(f"adapter.continue_from: {folder} is of type {found['peft_type']}; expected {LORA}.")
-    wanted: dict[str, Any] = {
-        "r": section.rank,
-        "lora_alpha": section.alpha,
-        "rank_pattern": _by_peft(section.rank_pattern),
-        "alpha_pattern": _by_peft(section.alpha_pattern),
-        "use_rslora": section.use_rslora,
-        "use_dora": section.use_dora,
-    }
-    wanted |= {"lora_dropout": section.dropout} if section.dropout else {}
+    expected = section.method.upper() if section.by_peft else LORA
+    if found["peft_type"] != expected:
+        raise ModelError(
+            f"adapter.continue_from: {folder} is of type {found['peft_type']}; expected {expected}."
+        )
+    wanted = _wanted(section)
+    wanted = {key: value for key, value in wanted.items() if value or not key.endswith("_dropout")}
     wanted |= {"exclude_modules": list(section.exclude_modules)} if section.exclude_modules else {}
     if section.modules_to_save and set(found["modules_to_save"] or ()) != set(section.modules_to_save):
         wanted["modules_to_save"] = list(section.modules_to_save)
     for key, value in wanted.items():
-        held = found[key]
+        held = found.get(key)
         if held != value and (held or value):  # adapters from before peft had patterns have None
             raise ModelError(
                 f"adapter.continue_from: {folder} was trained with {key} {held}, the recipe asks for {value}."

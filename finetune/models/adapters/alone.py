@@ -38,7 +38,8 @@ def read_otherwise(
 ) -> Iterator[str]:
     """What peft reads otherwise than it was trained, in words; `weights` are the trained ones, by the model's
     own names."""
-    found = dict(again.named_parameters(remove_duplicate=False))
+    found: dict[str, torch.Tensor] = dict(again.named_buffers(remove_duplicate=False))
+    found |= dict(again.named_parameters(remove_duplicate=False))
     for name, weight in weights.items():
         read = found.get(name)
         if (

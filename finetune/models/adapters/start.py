@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 ITERATIONS = "pissa_niter_"
 """Before the number of iterations of a randomised SVD (Halko et al. 2009, arXiv:0909.4061), which is fast."""
 
+SHARED = ("base_model.vera_A.", "base_model.vera_B.")
+"""How the names of VeRA's frozen matrices begin, once for the whole model."""
+
 Halves = tuple[torch.Tensor, torch.Tensor]
 """A (R x I) and B (O x R)."""
 OriginalWeight = Callable[[str], torch.Tensor]
@@ -132,8 +135,14 @@ def lora_layers(model: PeftModel) -> Iterator[tuple[str, Any]]:
 
 
 def as_saved(model: nn.Module, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Trained weights by their names, as an adapter's file has them: each half with its frozen start."""
+    """Trained weights by their names, as an adapter's file has them: each half with its frozen start, and
+    VeRA's with the frozen matrices that all its layers share."""
     found = dict(trained)
+    found |= {
+        name: buffer.detach().cpu()
+        for name, buffer in model.named_buffers(remove_duplicate=False)
+        if name.startswith(SHARED)
+    }
     for name, module in model.named_modules():
         if isinstance(module, BesideItsStart):
             half = found.pop(f"{name}.trained")

@@ -257,6 +257,9 @@ def trainable_shapes(
         return
     for name in _targets(adapter, sizes, shape.layers):
         (inputs, outputs), rank = sizes[name], rank_of(adapter, name)
+        if adapter.by_peft:
+            yield from _by_peft(adapter, inputs, outputs, rank)
+            continue
         yield rank, inputs
         yield outputs, rank
         if adapter.use_dora:
@@ -269,6 +272,17 @@ def trainable_shapes(
     if new_tokens and EMBEDDING not in whole:
         for _ in range(1 if shape.tied_head or head_outputs else 2):
             yield new_tokens, shape.width
+
+
+def _by_peft(adapter: AdapterSection, inputs: int, outputs: int, rank: int) -> Iterator[tuple[int, ...]]:
+    """What trains of a layer whose adapter is peft's own."""
+    block = adapter.block_size
+    yield from {
+        "miss": ((rank, outputs),),
+        "oft": ((inputs // block, block * (block - 1) // 2),),
+        "vera": ((outputs,), (rank,)),
+        "loha": ((outputs, rank), (rank, inputs)) * 2,
+    }[adapter.method]
 
 
 def rank_of(adapter: AdapterSection, module: str) -> int:

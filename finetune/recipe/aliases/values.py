@@ -17,8 +17,7 @@ VALUES = (
     Value("adapter.method", "dora", f"{_LORA} use_dora: true"),
     Value("adapter.method", "rslora", f"{_LORA} use_rslora: true"),
     Value("adapter.method", "freeze", "no method here: some layers can't be trained alone"),
-    Value("adapter.method", "oft", "no method here; lora is the adapter there is"),
-    Value("adapter.method", "adalora", "no method here; lora is the adapter there is"),
+    Value("adapter.method", "adalora", "no method here; lora is the nearest"),
     Value("adapter.target_modules", "all", "all-linear"),
     Value("train.schedule", "constant_with_warmup", "schedule: constant with warmup_ratio"),
     Value("train.schedule", "cosine_with_min_lr", "schedule: cosine_with_minimum"),
@@ -73,6 +72,7 @@ OPTIMIZERS: Mapping[str, str] = {
     "lion_8bit": "lion_8bit",
     "paged_lion_8bit": "paged_lion_8bit",
     "paged_lion_32bit": "paged_lion_32bit",
+    "schedule_free_adamw": "schedule_free_adamw",
 }
 """Their optimizers, in lower case and without the module's name."""
 

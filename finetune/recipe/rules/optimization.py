@@ -79,6 +79,14 @@ def _optimizer(recipe: Recipe, given: Given) -> RuleProblem:
     if found.refused:
         yield "train.optimizer", f"{name} {found.refused}"
         return
+    if found.for_full and recipe.adapter.method != "full":
+        yield (
+            "train.optimizer",
+            f"{name} steps along the base's own matrices, and method {recipe.adapter.method} trains an "
+            "adapter beside them; take adamw, or adapter.method: full",
+        )
+    if found.averages:
+        yield from _averages(recipe)
     for knob in ("betas", "epsilon"):
         if asked(recipe, given, f"train.adam_{knob}") and knob not in found.knobs:
             yield f"train.adam_{knob}", f"optimizer {name} takes no {knob}; remove this, or take adamw"
@@ -88,6 +96,29 @@ def _optimizer(recipe: Recipe, given: Given) -> RuleProblem:
         yield "train.adam_bias_correction", "weights in bf16 have the paper's AdamW; remove this"
     if train.weights_dtype == "bf16" and OPTIMIZERS.get(name, name) != OPTIMIZERS["adamw"]:
         yield "train.weights_dtype", f"only optimizer adamw rounds its updates to bf16; this one is {name}"
+
+
+def _averages(recipe: Recipe) -> RuleProblem:
+    train = recipe.train
+    if train.schedule != "constant":
+        yield (
+            "train.schedule",
+            f"optimizer {train.optimizer} averages weights in place of a decay, and this is "
+            f"{train.schedule}; set schedule: constant (warmup_ratio is taken)",
+        )
+    if not train.adam_betas[0]:
+        yield "train.adam_betas", f"optimizer {train.optimizer} divides by the first, which is 0; take 0.9"
+    if train.precision == "fp16":
+        yield (
+            "train.precision",
+            f"fp16 leaves out steps that overflow, which optimizer {train.optimizer} must see; take "
+            "bf16 or fp32",
+        )
+    if recipe.objective.draws:
+        yield (
+            "train.optimizer",
+            f"{train.optimizer} takes its gradient at other weights than those that draw answers; take adamw",
+        )
 
 
 def _rates(recipe: Recipe, given: Given) -> RuleProblem:
@@ -207,8 +238,8 @@ def tiles_need(
     *, method: str, dropout: float, use_dora: bool, target_modules: str | Sequence[str], layers: object
 ) -> list[str]:
     """What an adapter lacks for MLPs in tiles, which the toolkit's own kernels compute, with LoRA on each."""
-    if method == "full":
-        return ["adapter.method lora or qlora (it is full)"]
+    if method not in ("lora", "qlora"):
+        return [f"adapter.method lora or qlora (it is {method})"]
     named = GATED_MLP if isinstance(target_modules, str) else set(map(last_part, target_modules))
     absent = sorted(GATED_MLP - named)
     needs = {

@@ -14,7 +14,9 @@ def check_packages(recipe: Recipe) -> None:
     """Raises FinetuneError where a package that training a recipe needs is not installed."""
     check_metric_packages(recipe.evaluate.metrics)
     optimizer = known_optimizer(recipe.train.optimizer)
-    if optimizer is not None and optimizer.module and not is_installed(optimizer.module):
+    if optimizer is not None and optimizer.averages:
+        refuse_without(optimizer.module, f"train.optimizer {recipe.train.optimizer}")
+    elif optimizer is not None and optimizer.module and not is_installed(optimizer.module):
         raise FinetuneError(
             f"train.optimizer {recipe.train.optimizer} needs the module {optimizer.module}, which is not "
             "installed."

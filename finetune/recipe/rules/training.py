@@ -9,7 +9,7 @@ from finetune.models.architectures import last_part, linear_layers
 from finetune.models.architectures.base import EMBEDDING, VOCABULARY
 from finetune.recipe.given import Given, RuleProblem, asked, near
 from finetune.recipe.schema import Recipe
-from finetune.recipe.schema.adapter import LORA_ONLY
+from finetune.recipe.schema.adapter import EVERY_ADAPTER, LORA_ONLY, PEFT_KEYS
 from finetune.recipe.schema.every import NEVER
 
 
@@ -48,6 +48,46 @@ def _full(recipe: Recipe, given: Given) -> RuleProblem:
                 f"adapter.{knob}",
                 "method full trains all weights and has no adapter; remove this, or use lora or qlora",
             )
+
+
+def _by_peft(recipe: Recipe, given: Given) -> RuleProblem:
+    """What methods take whose layers are peft's own, and what was shown of them."""
+    adapter, train = recipe.adapter, recipe.train
+    if not adapter.by_peft:
+        if asked(recipe, given, "adapter.block_size") and adapter.method != "full":
+            yield (
+                "adapter.block_size",
+                f"only method oft rotates blocks; this one is {adapter.method}. Remove it",
+            )
+        return
+    known = PEFT_KEYS[adapter.method] | EVERY_ADAPTER
+    for knob in LORA_ONLY:
+        if knob not in known and asked(recipe, given, f"adapter.{knob}"):
+            taken = ", ".join(sorted(known - {"method"}))
+            takers = (
+                "qlora" if "quantization" in knob else "lora",
+                *(method for method, keys in PEFT_KEYS.items() if knob in keys),
+            )
+            yield (
+                f"adapter.{knob}",
+                f"method {adapter.method} takes {taken}; remove this, or take {' or '.join(takers)}",
+            )
+    vocabulary = sorted(VOCABULARY & set(map(last_part, adapter.target_modules)))
+    if vocabulary and adapter.target_modules != "all-linear":
+        yield (
+            "adapter.target_modules",
+            f"method {adapter.method} is for the layers' linear modules; remove {' and '.join(vocabulary)}",
+        )
+    for path, value in {
+        "model.head": recipe.model.classifies,
+        "model.new_tokens": recipe.model.new_tokens,
+        "train.base_arithmetic": train.base_arithmetic,
+        "train.loraplus_lr_ratio": train.loraplus_lr_ratio,
+        "train.riemannian_damping": train.riemannian_damping,
+        "train.sequence_parallel_size": train.sequence_parallel_size > 1,
+    }.items():
+        if value:
+            yield path, f"was shown with LoRA alone, and adapter.method is {adapter.method}; remove one"
 
 
 def _quantization(recipe: Recipe, given: Given) -> RuleProblem:
@@ -130,6 +170,8 @@ def _init(recipe: Recipe, given: Given) -> RuleProblem:
             "adapter.init",
             "loftq starts at what quantisation took from the base: set adapter.method: qlora, or take pissa",
         )
+    if adapter.init == "eva":
+        yield from _eva(recipe)
     if adapter.starts_at_base and adapter.method == "qlora":
         yield (
             "adapter.init",
@@ -152,6 +194,23 @@ def _init(recipe: Recipe, given: Given) -> RuleProblem:
             "adapter.target_modules",
             f"adapter.init {adapter.init} is for the layers' linear modules; remove "
             f"{' and '.join(vocabulary)}",
+        )
+
+
+def _eva(recipe: Recipe) -> RuleProblem:
+    """What reads rows before the first step."""
+    adapter = recipe.adapter
+    if recipe.data.streaming is not None:
+        yield "adapter.init", "eva reads rows before the first step, and a stream is read once; remove one"
+    if recipe.objective.draws:
+        yield "adapter.init", "eva reads rows with answers, and this objective draws them; remove one"
+    if adapter.use_dora:
+        yield "adapter.use_dora", "DoRA was not shown with adapter.init eva; remove one"
+    vocabulary = sorted(VOCABULARY & set(map(last_part, adapter.target_modules)))
+    if vocabulary:
+        yield (
+            "adapter.target_modules",
+            f"adapter.init eva is for the layers' linear modules; remove {' and '.join(vocabulary)}",
         )
 
 
@@ -258,6 +317,7 @@ RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _needs_evaluation,
     _early_stopping,
     _full,
+    _by_peft,
     _quantization,
     _adapter,
     _init,

@@ -1,6 +1,7 @@
 """The adapter section: what is trained."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -9,15 +10,17 @@ from data_prep.config import PATH, Section
 
 Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
 LAST_LAYERS = r"^last [1-9][0-9]{0,3}$"
-INITS = r"^(default|gaussian|orthogonal|pissa|pissa_niter_[1-9][0-9]?|olora|loftq)$"
+INITS = r"^(default|gaussian|orthogonal|pissa|pissa_niter_[1-9][0-9]?|olora|loftq|eva)$"
 
 
 class AdapterSection(Section):
     """What is trained: a LoRA adapter (Hu et al. 2021, arXiv:2106.09685), QLoRA (Dettmers et al. 2023,
-    arXiv:2305.14314: LoRA on a quantised base), or all weights."""
+    arXiv:2305.14314: LoRA on a quantised base), another adapter that peft computes, or all weights."""
 
-    method: Literal["lora", "qlora", "full"] = "lora"
-    """lora, qlora (lora on a base that is quantised while it loads), or full."""
+    method: Literal["lora", "qlora", "full", "miss", "oft", "vera", "loha"] = "lora"
+    """lora, qlora (lora on a base that is quantised while it loads), or full; by peft's own layers miss (Kang
+    and Yin 2024, arXiv:2409.15371), oft (Qiu et al. 2023, arXiv:2306.07280), vera (Kopiczko et al. 2023,
+    arXiv:2310.11454) and loha (Hyeon-Woo et al. 2021, arXiv:2108.06098), which aren't fused."""
 
     quantization: Literal["nf4", "int8"] = "nf4"
     """method qlora: the base's linear layers in 4-bit NF4, or in int8 with a scale per row (LLM.int8,
@@ -31,6 +34,9 @@ class AdapterSection(Section):
 
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """The update is scaled by alpha / rank (alpha / sqrt(rank) with use_rslora)."""
+
+    block_size: Annotated[int, Field(ge=2, le=4096)] = 32
+    """method oft: a layer's inputs are rotated in blocks of so many, which must divide them."""
 
     target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = (
         "all-linear"
@@ -67,7 +73,8 @@ class AdapterSection(Section):
     Meng et al. 2024, arXiv:2404.02948, by an SVD or a fast one of N iterations) and olora (Büyükakyüz 2024,
     arXiv:2406.01775): at a part of the base, which is subtracted again, so that the adapter that is saved is
     one of the base as it is, of twice the rank. loftq (Li et al. 2023, arXiv:2310.08659, one iteration): with
-    qlora, at what quantisation took from the base."""
+    qlora, at what quantisation took from the base. eva (Paischer et al. 2024, arXiv:2410.07170): A at the
+    directions in which a layer's inputs vary most, on the first training rows as the seed orders them."""
 
     modules_to_save: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Modules that are trained in full and saved with the adapter (lm_head, embed_tokens)."""
@@ -75,6 +82,11 @@ class AdapterSection(Section):
     continue_from: Annotated[str | None, PATH] = None
     """An adapter to start from: a folder, a run or a hub id. Its rank, alpha and target_modules must
     equal the recipe's."""
+
+    @property
+    def by_peft(self) -> bool:
+        """Whether it is an adapter that peft's own layers compute."""
+        return self.method in PEFT_KEYS
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -110,6 +122,15 @@ class AdapterSection(Section):
             return self.alpha
         return self.alpha * (math.sqrt(2) if self.use_rslora else 2)
 
+
+PEFT_KEYS: Mapping[str, frozenset[str]] = {
+    "miss": frozenset({"rank", "dropout", "exclude_modules"}),
+    "oft": frozenset({"block_size", "exclude_modules"}),
+    "vera": frozenset({"rank", "dropout"}),
+    "loha": frozenset({"rank", "alpha", "rank_pattern", "alpha_pattern", "exclude_modules"}),
+}
+"""The keys that methods take whose layers are peft's own, beside those of EVERY_ADAPTER."""
+EVERY_ADAPTER = frozenset({"method", "target_modules", "layers", "continue_from"})
 
 LORA_ONLY = tuple(name for name in AdapterSection.model_fields if name != "method")
 """The keys that method full has no use for."""

@@ -13,10 +13,12 @@ OPTIMIZERS = {
     "adagrad": "adagrad",
     "lion": "lion_32bit",
     "adamw_8bit": "adamw_bnb_8bit",
+    "muon": "muon",
+    "schedule_free_adamw": "schedule_free_adamw",
 }
 """Optimizers that are tested, and transformers' names for them; other names of its OptimizerNames pass
-through. adam is torch's own, which transformers has no name for: its weight decay is coupled, a part of the
-gradient."""
+through. adam and muon are torch's own, which transformers has no names for; adam's weight decay is coupled, a
+part of the gradient."""
 
 Knob = Literal["betas", "epsilon"]
 ADAM: tuple[Knob, ...] = ("betas", "epsilon")
@@ -38,6 +40,10 @@ class Optimizer:
     hands an optimizer flat shares of all tensors together."""
     takes_dtensor: bool = False
     """Whether it computes with torch's DTensor, the form of FSDP2's shares."""
+    for_full: bool = False
+    """Whether it is for the base's own matrices, and not for an adapter's."""
+    averages: bool = False
+    """Whether it evaluates and saves an average of weights, in place of a learning rate that falls."""
 
 
 LOW_RANK = Optimizer(
@@ -49,8 +55,8 @@ IN_BACKWARD = Optimizer(
     "could be clipped or refused; take adafactor"
 )
 AVERAGING = Optimizer(
-    refused="evaluates and saves other weights than it trains, which isn't done here; take adamw with "
-    "schedule: constant"
+    refused="evaluates and saves other weights than it trains, which is done for schedule_free_adamw alone; "
+    "take that"
 )
 TORCHAO = Optimizer(ADAM, module="torchao")
 BITSANDBYTES = "bitsandbytes"
@@ -91,12 +97,16 @@ KNOWN = {
     "lomo": IN_BACKWARD,
     "adalomo": IN_BACKWARD,
     "grokadamw": Optimizer(module="grokadamw"),
-    **dict.fromkeys(("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"), AVERAGING),
+    "schedule_free_adamw": Optimizer(ADAM, module="schedulefree", averages=True),
+    **dict.fromkeys(("schedule_free_radam", "schedule_free_sgd"), AVERAGING),
     "stable_adamw": Optimizer(ADAM, module="optimi"),
 }  # fmt: skip
 """transformers' OptimizerNames (5.23)."""
 
+OURS = {"adam": TORCH_ADAM, "muon": Optimizer(ADAM, for_full=True)}
+"""Those of OPTIMIZERS that transformers has no name for."""
+
 
 def known_optimizer(name: str) -> Optimizer | None:
     """The optimizer of one of our names or transformers'; None where there is none."""
-    return TORCH_ADAM if name == "adam" else KNOWN.get(OPTIMIZERS.get(name, name))
+    return OURS.get(name) or KNOWN.get(OPTIMIZERS.get(name, name))

@@ -112,7 +112,8 @@ class MemoryCheck(TrainerCallback):
             parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in trained
         )
         number_bytes = 2 if self.recipe.train.weights_dtype == "bf16" else 4
-        return state_bytes(optimizer, (tuple(tensor.shape) for tensor in held), number_bytes)
+        vocabulary = self.trainer.model.get_input_embeddings().weight.shape[0]
+        return state_bytes(optimizer, (tuple(tensor.shape) for tensor in held), number_bytes, vocabulary)
 
     def _advice(self, documents: list[Document]) -> str:
         """What didn't fit, the largest part of it that does, and the knobs that bring it there."""

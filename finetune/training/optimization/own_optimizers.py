@@ -1,4 +1,4 @@
-"""Optimizers that transformers has no name for."""
+"""Optimizers that transformers doesn't make: those that it has no name for, or would handle otherwise."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import torch
 
 from finetune.recipe.schema.train import TrainSection
 from finetune.training.optimization.bf16_adamw import StochasticAdamW
+from finetune.training.optimization.muon import MuonWithAdamW, layer_matrices
 
 Maker = tuple[type[torch.optim.Optimizer], dict[str, Any]]
 """A class and its arguments, as the Trainer takes them."""
@@ -27,8 +28,9 @@ class UncorrectedAdam(torch.optim.Adam):
         return found
 
 
-def own_optimizer(train: TrainSection) -> Maker | None:
-    """The recipe's optimizer where it is one of these, or torch's Adam; None where transformers makes it."""
+def own_optimizer(train: TrainSection, model: torch.nn.Module) -> Maker | None:
+    """The recipe's optimizer for the model where it is one of these, or torch's Adam; None where transformers
+    makes it."""
     options: dict[str, Any] = {
         "lr": train.learning_rate, "betas": tuple(train.adam_betas), "eps": train.adam_epsilon,
     }  # fmt: skip
@@ -36,4 +38,10 @@ def own_optimizer(train: TrainSection) -> Maker | None:
         return StochasticAdamW, options | {"seed": train.seed}
     if not train.adam_bias_correction:
         return UncorrectedAdam, options | {"decoupled_weight_decay": train.optimizer != "adam"}
+    if train.optimizer == "muon":
+        return MuonWithAdamW, options | {"matrices": layer_matrices(model)}
+    if train.optimizer == "schedule_free_adamw":
+        from finetune.training.optimization.schedule_free import ScheduleFreeAdamW
+
+        return ScheduleFreeAdamW, options
     return (torch.optim.Adam, options) if train.optimizer == "adam" else None

@@ -102,3 +102,13 @@ def test_the_exit_code_says_whether_all_was_carried(tmp_path: Path, finetune_her
     assert [line["key"] for line in lost.json["dropped"]] == ["optimizer"]
     finetune_here("convert", str(tmp_path / "c.yaml"), code=2)
     finetune_here("convert", str(tmp_path / "absent.yaml"), code=2)
+
+
+@pytest.mark.parametrize(("schedule", "lost"), [("cosine", ["optimizer"]), ("constant", [])])
+def test_averages_go_with_a_constant_schedule(tmp_path: Path, schedule: str, lost: list[str]) -> None:
+    """Beside a decay schedule_free_adamw isn't carried, and is one line of the report."""
+    text = AXOLOTL + f"optimizer: schedule_free_adamw\nlr_scheduler: {schedule}\n"
+    (tmp_path / "a.yaml").write_text(text)
+    found = finetune.convert(tmp_path / "a.yaml")
+    assert [line.key for line in found.dropped if line.key == "optimizer"] == lost
+    assert ("optimizer" in {line.key for line in found.carried}) == (not lost)

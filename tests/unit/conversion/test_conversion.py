@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,3 +134,51 @@ def test_patterns_of_peft_are_names(tmp_path: Path) -> None:
     assert adapter.rank_pattern == {"q_proj": 4, "model.layers.1.mlp.up_proj": 2}
     assert adapter.exclude_modules == ("layers.0.self_attn.q_proj",)
     assert any(line.key == "alpha_pattern" and "not matched" in line.how for line in conversion.dropped)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("MISS", {"r": 8, "miss_dropout": 0.1}, {"rank": 8, "dropout": 0.1}),
+        ("OFT", {"oft_block_size": 16}, {"block_size": 16}),
+        ("VERA", {"r": 64}, {"rank": 64}),
+        (
+            "LOHA",
+            {"r": 4, "alpha": 16, "rank_pattern": {"q_proj": 2}},
+            {"rank": 4, "alpha": 16.0, "rank_pattern": {"q_proj": 2}},
+        ),
+    ],
+)
+def test_adapters_that_peft_computes_are_carried(
+    tmp_path: Path, kind: str, options: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """As peft writes their config, with nothing lost but the rows, which no such file names."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    config: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    config(
+        base_model_name_or_path="owner/name", task_type="CAUSAL_LM", target_modules=["q_proj"], **options
+    ).save_pretrained(tmp_path)
+    conversion = finetune.convert(tmp_path / "adapter_config.json")
+    (tmp_path / "recipe.yaml").write_text(conversion.recipe)
+    adapter = finetune.load_recipe(tmp_path / "recipe.yaml").recipe.adapter
+    assert {"method": adapter.method} | {key: getattr(adapter, key) for key in expected} == {
+        "method": kind.lower()
+    } | expected
+    assert [line.key for line in conversion.dropped] == ["data"]
+
+
+def test_what_a_recipe_has_no_key_for_is_lost_by_name(tmp_path: Path) -> None:
+    """Constrained OFT."""
+    config = {
+        "peft_type": "OFT",
+        "base_model_name_or_path": "owner/name",
+        "r": 0,
+        "oft_block_size": 32,
+        "coft": True,
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert [line.key for line in finetune.convert(tmp_path / "adapter_config.json").dropped] == [
+        "coft",
+        "data",
+    ]

@@ -177,7 +177,8 @@ def test_each_optimizer_learns(make_recipe: MakeRecipe, tmp_path: Path, optimize
     """With every optimizer of the table the evaluation loss falls."""
     rate = {"sgd": 1.0, "lion": 1e-3}.get(optimizer, 1e-2)
     recipe = make_recipe(
-        train={"micro_batch_size": 8, "precision": "fp32", "optimizer": optimizer, "learning_rate": rate}
+        adapter={"method": "full" if optimizer == "muon" else "lora"},
+        train={"micro_batch_size": 8, "precision": "fp32", "optimizer": optimizer, "learning_rate": rate},
     )
     trainer = trainer_of(recipe, tmp_path)
     before = trainer.evaluate()["eval_loss"]
