@@ -25,7 +25,7 @@ from finetune.generation.answer_text import AnswerText
 from finetune.generation.grammar import within
 from finetune.generation.model import answer_room, causal_model
 from finetune.generation.request import Piece, Request
-from finetune.generation.row import Row, adapter_name, falling_positions, same_beginning, segments
+from finetune.generation.row import BatchRow, adapter_name, falling_positions, same_beginning, segments
 from finetune.generation.row_cache import BY_ROW, RowPlace, Shelf, Shelves, Span, Spans, tokens_in_memory
 from finetune.generation.sampling import next_tokens
 from finetune.models.adapters.by_token import AdapterByToken, refuse_own_tokens
@@ -78,9 +78,9 @@ class ContinuousBatch:
         most_tokens = tokens_in_memory(self._model, batches) if self._keeps else NO_BOUND
         self._shelves = Shelves(most_tokens, rows)
         self._waiting: deque[Request] = deque()
-        self._rows: list[Row] = []
+        self._rows: list[BatchRow] = []
         self._most_kept = 0 if self._by_length or not self._keeps else kept_texts
-        self._kept: OrderedDict[int, Row] = OrderedDict()
+        self._kept: OrderedDict[int, BatchRow] = OrderedDict()
         self._numbers = itertools.count()
 
     @property
@@ -178,7 +178,7 @@ class ContinuousBatch:
             self._rows.append(self._begun(request, place, source, shared))
             self._waiting.remove(request)
 
-    def _beginning(self, request: Request) -> tuple[Row | None, int, int]:
+    def _beginning(self, request: Request) -> tuple[BatchRow | None, int, int]:
         """The row that has computed most of the prompt's first tokens, how many, and how many of them another
         is about to compute."""
         source, shared, coming = None, 0, 0
@@ -196,8 +196,8 @@ class ContinuousBatch:
                     coming = max(coming, same)
         return source, shared, coming
 
-    def _begun(self, request: Request, place: RowPlace, source: Row | None, shared: int) -> Row:
-        row = Row(
+    def _begun(self, request: Request, place: RowPlace, source: BatchRow | None, shared: int) -> BatchRow:
+        row = BatchRow(
             request,
             answer_room(self._model, request.prompt, request.max_new_tokens),
             list(request.prompt),
@@ -211,7 +211,7 @@ class ContinuousBatch:
             row.computed = row.reused = shared
         return row
 
-    def _work(self) -> list[tuple[Row, int]]:
+    def _work(self) -> list[tuple[BatchRow, int]]:
         """Rows and how many of their tokens this step computes, those of one adapter side by side."""
         left = PREFILL_TOKENS
         work = []
@@ -229,7 +229,7 @@ class ContinuousBatch:
 
     # --- The model
 
-    def _scores(self, work: Sequence[tuple[Row, int]], ready: Sequence[Row]) -> torch.Tensor:
+    def _scores(self, work: Sequence[tuple[BatchRow, int]], ready: Sequence[BatchRow]) -> torch.Tensor:
         """The logits (B x V) behind the last token of each row that is ready, in float32."""
         if not self._keeps:
             ((row, _),) = work
@@ -242,7 +242,7 @@ class ContinuousBatch:
             return whole.logits[:, -1].float()
         tokens: list[int] = []
         positions: list[int] = []
-        spans, last, told, asked = [], list[int](), list[tuple[Row, int, int]](), list[int]()
+        spans, last, told, asked = [], list[int](), list[tuple[BatchRow, int, int]](), list[int]()
         for row, count in work:
             first, start = len(tokens), row.computed
             tokens += row.tokens[start : start + count]
@@ -301,7 +301,7 @@ class ContinuousBatch:
             place = self._shelves.take(tokens)
         return place
 
-    def _leave(self, row: Row) -> None:
+    def _leave(self, row: BatchRow) -> None:
         self._rows.remove(row)
         self._shelves.give_back(row.place)
         if not self._waiting:
@@ -318,7 +318,7 @@ class ContinuousBatch:
             gap.shelf.free.add(last.place.number)
             last.place = gap
 
-    def _keep(self, row: Row) -> None:
+    def _keep(self, row: BatchRow) -> None:
         """Keep a text that is answered, where there is room, for prompts that begin as it does."""
         if row.computed < LEAST_SHARED_TOKENS or not self._most_kept:
             return

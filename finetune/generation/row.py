@@ -17,7 +17,7 @@ from finetune.models.adapters.by_token import Segment
 
 
 @dataclass(eq=False)
-class Row:
+class BatchRow:
     """A request that is being answered."""
 
     request: Request
@@ -87,17 +87,17 @@ class Row:
         return "length" if self.made >= self.room else None
 
 
-def adapter_name(work: tuple[Row, int]) -> str:
+def adapter_name(work: tuple[BatchRow, int]) -> str:
     """By which rows of one adapter come side by side."""
     return work[0].request.speaker.adapter or ""
 
 
-def falling_positions(work: tuple[Row, int]) -> int:
+def falling_positions(work: tuple[BatchRow, int]) -> int:
     """By which the rows that are farthest come first."""
     return -work[0].computed
 
 
-def segments(work: Sequence[tuple[Row, int]]) -> list[Segment]:
+def segments(work: Sequence[tuple[BatchRow, int]]) -> list[Segment]:
     """Tokens of one adapter that lie side by side."""
     found, first = [], 0
     for adapter, group in itertools.groupby(work, key=lambda item: item[0].request.speaker.adapter):
