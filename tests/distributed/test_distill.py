@@ -50,6 +50,7 @@ raise SystemExit(run())
 """Two processes without a common cache."""
 
 
+@pytest.mark.long
 def test_each_asks_its_share_before_step_1(
     train: Train, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

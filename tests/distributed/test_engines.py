@@ -75,6 +75,29 @@ def test_two_processes_end_where_one_does(train: Train, method: str, engine: str
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("adapter", "steps"),
+    [
+        ({"method": "miss"}, {}),
+        ({"method": "vera"}, {}),
+        ({"init": "eva"}, {}),
+        ({"method": "full"}, {"optimizer": "muon", "learning_rate": 1e-3}),
+        ({}, {"optimizer": "schedule_free_adamw", "schedule": "constant"}),
+    ],
+    ids=["miss", "vera", "eva", "muon", "schedule_free_adamw"],
+)
+def test_ddp_trains_what_one_process_does(
+    train: Train, adapter: dict[str, object], steps: dict[str, object]
+) -> None:
+    """Also adapters, starts and optimizers that no other engine takes."""
+    sections = {"adapter": adapter, "train": {"precision": "fp32", "learning_rate": 1e-2} | steps}
+    alone = train(**sections)
+    shared = train("--launch", "ddp", "--processes", "2", **sections)
+    assert shared.losses() == pytest.approx(alone.losses(), rel=1e-4)
+    assert difference(shared.weights(), alone.weights()) < TOLERANCES["fp32"]
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
 def test_noise_and_cuts_are_one_processs(train: Train, engine: str) -> None:
     """NEFTune's noise, and documents that are cut where a pack is full, don't depend on which process has

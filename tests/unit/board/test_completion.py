@@ -26,7 +26,7 @@ def test_at_the_top_sections_are_offered() -> None:
     ("text", "expected"),
     [
         ("train:\n  learning_r|", ["learning_rate: "]),
-        ("adapter:\n  method: |", ["lora", "qlora", "full"]),
+        ("adapter:\n  method: |", ["lora", "qlora", "full", "miss", "oft", "vera", "loha"]),
         ("adapter:\n  method: q|", ["qlora"]),
         ("data:\n  shuffle: f|", ["false"]),
         (f"{ROWS}    - path: a\n      form|", ["format: "]),
@@ -36,7 +36,7 @@ def test_at_the_top_sections_are_offered() -> None:
         (f"{ROWS}    - {{path: a, format: sh|", ["sharegpt"]),
         ("data:\n  clean: {dup|", ["duplicates: "]),
         ("objective:\n  kind: kto\n  teach|", []),
-        ("objective:\n  kind: distill\n  teacher_|", ["teacher_quantization: "]),
+        ("objective:\n  kind: distill\n  teacher_|", ["teacher_model: ", "teacher_quantization: "]),
         ("model:\n  base: x # a comm|", []),
         ("model:\n  base: 'x|", []),
         ("nothing:\n  like|", []),

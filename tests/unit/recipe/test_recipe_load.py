@@ -77,7 +77,7 @@ extra: 1
     assert found == [
         "r.yaml:2:10  model.base.ggu  unknown key; did you mean gguf?",
         "r.yaml:3:19  model.new_tokens.1  got 3, expected text; put it in quotes",
-        "r.yaml:5:11  adapter.method  got 'lorra', expected lora, qlora or full; did you mean lora?",
+        "r.yaml:5:11  adapter.method  got 'lorra', expected lora, qlora, full, miss, oft, vera or loha; did you mean lora?",
         "r.yaml:6:10  adapter.alpha  got 0, expected more than 0",
         f"r.yaml:9:13  data.train.0.path  no such file: looked at {folder / 'absent.json'}",
         "r.yaml:10:15  data.train.0.format  got 'alpacca', expected auto, alpaca, prompt_completion, "
