@@ -6,11 +6,13 @@ too.
 """
 
 import errno
+import fcntl
 import json
 import os
 import secrets
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -161,6 +163,26 @@ def private_mode(rights: int) -> int:
     forbidden = umask()
     group, others = 0 if forbidden & 0o020 else 0o070, 0 if forbidden & 0o002 else 0o007
     return rights & (0o700 | group | others)
+
+
+def is_still(path: Path, handle: int) -> bool:
+    """Whether a path names the very file or folder that is open: a lock on what was deleted or replaced
+    meanwhile keeps nobody out."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock of a file while this lasts; a process that has it is waited for."""
+    handle = open_own(path, os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def umask() -> int:

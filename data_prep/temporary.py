@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_prep.disk import is_still
+
 PREFIXES = (
     "data_prep-", "finetune-adapter-", "finetune-launch-", "finetune-model-", "finetune-program-",
     "finetune-selftest-", "finetune-tokenizer-", "finetune-wheel-",
@@ -35,7 +37,7 @@ def temporary_folder(prefix: str, within: Path | None = None) -> Iterator[Path]:
         yield folder
     finally:
         try:
-            if _is_still(
+            if is_still(
                 folder, handle
             ):  # else it was renamed, and its name may belong to another folder by now
                 remove_tree(folder)
@@ -108,7 +110,7 @@ def _locked(folder: Path) -> int | None:
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_still(folder, handle):
+        if is_still(folder, handle):
             held, handle = handle, None
             return held
     except (BlockingIOError, FileNotFoundError):
@@ -117,10 +119,3 @@ def _locked(folder: Path) -> int | None:
         if handle is not None:
             os.close(handle)
     return None
-
-
-def _is_still(folder: Path, handle: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), folder.stat(follow_symlinks=False))
-    except FileNotFoundError:
-        return False

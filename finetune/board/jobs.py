@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.disk import make_private, open_own, open_regular, read_json, write_private
+from data_prep.disk import alone, make_private, open_own, open_regular, read_json, write_private
 from finetune import signals
 from finetune.board.job_process import PASSED_ON
 from finetune.errors import CheckFailed, FinetuneError
@@ -202,8 +202,7 @@ class Jobs:
         self.folder.parent.parent.mkdir(parents=True, exist_ok=True)
         make_private(self.folder.parent)
         make_private(self.folder)
-        with os.fdopen(open_own(self.folder / "starting", os.O_RDWR), "r+b") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(self.folder / "starting"):
             yield
 
     def _launch(self, own: Path, verb: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from data_prep.disk import append_own, open_own
+from data_prep.disk import append_own, is_still, open_own
 from finetune.errors import CheckpointError, first_wrong
 from finetune.runs.folder import whole_entries, write_entries
 
@@ -78,9 +78,9 @@ class Partial:
         handle = open_own(self.path, os.O_RDWR)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(handle), self.path.lstat()):
+            if not is_still(self.path, handle):
                 raise BlockingIOError  # replaced by the process that had it
-        except (BlockingIOError, FileNotFoundError):
+        except BlockingIOError:
             os.close(handle)
             raise CheckpointError(
                 f"another process is writing {self.path} now; wait for it, or name another output."

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep.disk import follow_umask, link_error
+from data_prep.disk import follow_umask, is_still, link_error
 from finetune.errors import MergeError
 from finetune.runs.folder import sync_files
 
@@ -93,7 +93,7 @@ def _claim(partial: Path, output: Path) -> int:
         handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if partial.exists() and os.path.samestat(os.fstat(handle), partial.lstat()):
+            if is_still(partial, handle):
                 return handle
         except BlockingIOError:
             os.close(handle)

@@ -36,6 +36,7 @@ from typing import Any
 
 from data_prep.disk import (
     PARTIAL,
+    is_still,
     make_private,
     open_own,
     open_regular,
@@ -187,7 +188,7 @@ class RunFolder:
                     f"{path} can't be locked ({error}); put output.folder on a file system with locks."
                 ) from None
             # The holder before deletes the file; a lock on a deleted file keeps nobody out.
-            if _is_open_file(path, marker):
+            if is_still(path, marker):
                 self._marker = marker
             else:
                 os.close(marker)
@@ -328,13 +329,6 @@ def whole_entries(path: Path) -> Iterator[Any]:
                 problem = CheckpointError(f"{path}:{number} is damaged ({error}). Remove that line.")
     if problem is not None:
         logger.warning("%s: the last line was cut short; it is dropped", path.name)
-
-
-def _is_open_file(path: Path, handle: int) -> bool:
-    try:
-        return os.path.samestat(path.lstat(), os.fstat(handle))
-    except FileNotFoundError:
-        return False
 
 
 def sync_files(folder: Path) -> None:

@@ -13,12 +13,11 @@ FOLDER/NAME/
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from data_prep.disk import make_private, open_own, read_json
+from data_prep.disk import alone, make_private, open_own, read_json
 from finetune.errors import SweepError
 from finetune.runs.folder import write_json
 from finetune.runs.sweeps import SWEEP
@@ -77,15 +76,9 @@ class SweepFolder:
             if not self.about.exists():
                 write_json(self.about, {"name": self.name, "place": secrets.token_hex(8), **about})
 
-    @contextmanager
-    def choosing(self) -> Iterator[None]:
+    def choosing(self) -> AbstractContextManager[None]:
         """One worker at a time chooses what to train."""
-        handle = open_own(self.leases / "choosing", os.O_RDWR)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
+        return alone(self.leases / "choosing")
 
     def lease(self, name: str) -> "Lease | None":
         """What is worked on, as one's own; None where another worker has it."""
