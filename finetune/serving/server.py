@@ -39,9 +39,9 @@ def serve(
     """Answer OpenAI's API until SIGTERM or Ctrl-C, and then until what was asked is answered.
 
     `models` are RUN_OR_MODEL or NAME=RUN_OR_MODEL; those that share a base have it in memory once, and answer
-    `rows` requests at a time, while at most `queue` wait. `with_base` is for what the
-    first was trained from, too. Raises FinetuneError, before models are loaded,
-    for an address that can't be had, or that others can reach while there is no key."""
+    `rows` requests at a time, while at most `queue` wait. `with_base` is for what the first was
+    trained from, too. Raises FinetuneError, before models are loaded, for an address that can't be
+    had, or that others can reach while there is no key."""
     if rows < 1 or queue < 0:
         raise FinetuneError(f"rows is {rows}, queue {queue}; expected at least 1 and 0.")
     targets = name_targets(models, base, with_base=with_base)

@@ -2,31 +2,23 @@
 (Agarwal et al. 2023, arXiv:2306.13649)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from data_prep.table.documents import Document
 from data_prep.tokenizers.tokens import text_of
 from finetune.generation.sampler import Sample
-from finetune.objectives.distillation import OnPolicySection
 from finetune.runs.trackers import GeneratedSample
 from finetune.scoring.measured import Question
 from finetune.training.batches import collate
 from finetune.training.drawing import Drawing
-
-if TYPE_CHECKING:
-    from finetune.training.trainer import ExactTrainer
 
 
 class OwnAnswers(Drawing):
     """A step's rows, some of them with the student's answer in place of their own."""
 
     names = ("on_policy/share", "on_policy/answer_tokens", "on_policy/truncated")
-
-    def __init__(self, trainer: "ExactTrainer", tokenizer: PreTrainedTokenizerFast, options: OnPolicySection):
-        super().__init__(trainer, tokenizer, options)
 
     def answered(self, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The micro-batches of a step, of the rows of each."""

@@ -25,6 +25,10 @@ TOGETHER = "together"
 """Fact of a lock's device: other runs were computed in the same passes."""
 
 
+IDENTITY = ("base", "tokenizer_sha256", "template_sha256", "data", "teacher", "rewards")
+"""Of a lock: what decides a run's outcome beside its recipe, and must not change."""
+
+
 def make_lock(
     recipe: Recipe, inputs: Inputs, command: str, tracker_id: str, origins: dict[str, str] | None = None
 ) -> Lock:
@@ -72,7 +76,7 @@ def git_state(folder: Path) -> dict[str, str]:
 
 def refuse_changes(then: Lock, now: Lock) -> None:
     """Raises CheckpointError where something that decides the run's outcome changed since it was started."""
-    for what in ("base", "tokenizer_sha256", "template_sha256", "data", "teacher", "rewards"):
+    for what in IDENTITY:
         before, after = getattr(then, what), getattr(now, what)
         if (
             what == "base" and before.keys() < after.keys()
@@ -150,18 +154,7 @@ def refuse_differences(group: Group, lock: Lock) -> None:
     """Raises LaunchError, in each process, where the processes don't train the same: recipe, base, data,
     versions."""
     parts: dict[str, Any] = {"recipe": lock.recipe.model_dump(mode="json")}
-    parts |= {
-        name: getattr(lock, name)
-        for name in (
-            "base",
-            "tokenizer_sha256",
-            "template_sha256",
-            "data",
-            "teacher",
-            "rewards",
-            "versions",
-        )
-    }
+    parts |= {name: getattr(lock, name) for name in (*IDENTITY, "versions")}
     found = {
         name: group.those_that_differ(json.dumps(value, sort_keys=True)) for name, value in parts.items()
     }

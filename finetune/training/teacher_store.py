@@ -186,11 +186,11 @@ class TeacherStore:
 
     def _compute(self, load: Callable[[], Answers], group: Group) -> None:
         """This process's share of the shards that aren't there."""
-        mine = [shard for shard in self.shards[group.rank :: group.world_size] if self._read(shard) is None]
+        absent = [shard for shard in self.shards if self._read(shard) is None]
+        mine = [shard for shard in absent if shard % group.world_size == group.rank]
         if not mine:
             return
-        there = len(self.shards) - len([shard for shard in self.shards if self._read(shard) is None])
-        if there:
+        if there := len(self.shards) - len(absent):
             logger.info(f"of what the teacher says {there:,} of {len(self.shards):,} parts are there already")
         started = told = time.perf_counter()
         answers, done = load(), 0

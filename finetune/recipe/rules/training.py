@@ -9,7 +9,7 @@ from finetune.models.architectures import last_part, linear_layers
 from finetune.models.architectures.base import EMBEDDING, VOCABULARY
 from finetune.recipe.given import Given, RuleProblem, asked, near
 from finetune.recipe.schema import Recipe
-from finetune.recipe.schema.adapter import EVERY_ADAPTER, LORA_ONLY, PEFT_KEYS
+from finetune.recipe.schema.adapter import EVERY_ADAPTER, LORA_ONLY, PEFT_KEYS, AdapterSection
 from finetune.recipe.schema.every import NEVER
 
 
@@ -72,8 +72,8 @@ def _by_peft(recipe: Recipe, given: Given) -> RuleProblem:
                 f"adapter.{knob}",
                 f"method {adapter.method} takes {taken}; remove this, or take {' or '.join(takers)}",
             )
-    vocabulary = sorted(VOCABULARY & set(map(last_part, adapter.target_modules)))
-    if vocabulary and adapter.target_modules != "all-linear":
+    vocabulary = _vocabulary_targets(adapter)
+    if vocabulary:
         yield (
             "adapter.target_modules",
             f"method {adapter.method} is for the layers' linear modules; remove {' and '.join(vocabulary)}",
@@ -186,10 +186,11 @@ def _init(recipe: Recipe, given: Given) -> RuleProblem:
     for key in ("rank_pattern", "alpha_pattern"):
         if (adapter.starts_at_base or adapter.init == "loftq") and getattr(adapter, key):
             yield f"adapter.{key}", f"adapter.init {adapter.init} gives all modules one rank; remove one"
-    if (adapter.starts_at_base or adapter.init == "loftq") and adapter.use_dora:
+    computed = adapter.starts_at_base or adapter.init in ("loftq", "eva")
+    if computed and adapter.use_dora:
         yield "adapter.use_dora", f"DoRA was not shown with adapter.init {adapter.init}; remove one"
-    vocabulary = sorted(VOCABULARY & set(map(last_part, adapter.target_modules)))
-    if (adapter.starts_at_base or adapter.init == "loftq") and vocabulary:
+    vocabulary = _vocabulary_targets(adapter)
+    if computed and vocabulary:
         yield (
             "adapter.target_modules",
             f"adapter.init {adapter.init} is for the layers' linear modules; remove "
@@ -199,19 +200,15 @@ def _init(recipe: Recipe, given: Given) -> RuleProblem:
 
 def _eva(recipe: Recipe) -> RuleProblem:
     """What reads rows before the first step."""
-    adapter = recipe.adapter
     if recipe.data.streaming is not None:
         yield "adapter.init", "eva reads rows before the first step, and a stream is read once; remove one"
     if recipe.objective.draws:
         yield "adapter.init", "eva reads rows with answers, and this objective draws them; remove one"
-    if adapter.use_dora:
-        yield "adapter.use_dora", "DoRA was not shown with adapter.init eva; remove one"
-    vocabulary = sorted(VOCABULARY & set(map(last_part, adapter.target_modules)))
-    if vocabulary:
-        yield (
-            "adapter.target_modules",
-            f"adapter.init eva is for the layers' linear modules; remove {' and '.join(vocabulary)}",
-        )
+
+
+def _vocabulary_targets(adapter: AdapterSection) -> list[str]:
+    """The embedding and the head, where they are to have an adapter."""
+    return sorted(VOCABULARY & set(map(last_part, adapter.target_modules)))
 
 
 def _layers(recipe: Recipe, given: Given) -> RuleProblem:
