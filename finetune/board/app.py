@@ -29,7 +29,7 @@ from finetune.board.actions import ACTIONS, AUDIT_PAGE, words_of
 from finetune.board.chat import ChatProxy
 from finetune.board.checking import check_text
 from finetune.board.completion import complete
-from finetune.board.jobs import RUNNING, BoardJob, Jobs
+from finetune.board.jobs import BoardJob, Jobs, training_job
 from finetune.board.pages import Pages, command_of
 from finetune.board.workspace import Conflict, RecipeText, Workspace, stop_process
 from finetune.errors import FinetuneError
@@ -176,11 +176,11 @@ class Board:
         name = http.path_params["name"]
 
         def stop() -> None:
-            for job in self.jobs.all():
-                if job.about == name and job.verb == "train" and job.state == RUNNING:
-                    job.stop()
-                    return
-            stop_process(self.workspace.run(name))
+            job = training_job(self.jobs.all(), name)
+            if job is not None:
+                job.stop()
+            else:
+                stop_process(self.workspace.run(name))
 
         await run_in_threadpool(stop)
         return RedirectResponse(f"/runs/{quote(name)}", 303)

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +144,11 @@ class BoardJob:
         except BlockingIOError:
             return True
         return False
+
+
+def training_job(jobs: Iterable[BoardJob], run: str) -> BoardJob | None:
+    """The job that trains a run now."""
+    return next((job for job in jobs if (job.about, job.verb, job.state) == (run, "train", RUNNING)), None)
 
 
 class Jobs:

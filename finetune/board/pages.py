@@ -20,7 +20,7 @@ from finetune.board.actions import (
     words_of,
 )
 from finetune.board.checking import check_text
-from finetune.board.jobs import RUNNING, BoardJob, Jobs
+from finetune.board.jobs import RUNNING, BoardJob, Jobs, training_job
 from finetune.board.workspace import RecipeText, Workspace, process_of
 from finetune.errors import FinetuneError
 from finetune.recipe.shipped import shipped_recipes
@@ -96,7 +96,7 @@ class Pages:
         run = self.workspace.run(name)
         jobs = [job for job in self.jobs.all() if job.about == name]
         newest = next((job for job in jobs if job.verb == "train"), jobs[0] if jobs else None)
-        training = next((job for job in jobs if job.verb == "train" and job.state == RUNNING), None)
+        training = training_job(jobs, name)
         process = training.process if training else process_of(run)
         stop = f"kill {process}" if process else ""
         common = {"name": name, "newest": newest, "stop": stop, "every": SOON if _busy(jobs) or stop else 0}

@@ -13,7 +13,6 @@ from finetune.errors import FinetuneError
 from finetune.generation.loading import load_ready
 from finetune.generation.sampler import sample
 from finetune.models.kernels.noise import seed_of
-from finetune.recipe.rules.objective import with_objective_defaults
 from finetune.recipe.schema import Recipe
 from finetune.runs.target import resolve_target
 from finetune.training import build
@@ -24,7 +23,7 @@ from tests.support.messages import hearing, sending
 from tests.support.models import save_tiny_llama
 from tests.support.preferences import column
 from tests.support.processes import adapter_of, assert_equal, start, trainer_of
-from tests.support.recipes import found
+from tests.support.recipes import found, prompts_recipe, write_prompts
 
 TRAIN: dict[str, Any] = {
     "precision": "fp32", "learning_rate": 1e-2, "schedule": "constant", "max_steps": 6, "global_batch_size": 6,
@@ -46,28 +45,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def asking(models: Path, tmp_path: Path) -> Asking:
     """asking(fraction=..., section={...}) -> a recipe of 16 prompts, four of them held out."""
-    rows = [{"prompt": f"number {index}?", "completion": f"it is {index}"} for index in range(16)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_prompts(tmp_path)
 
     def make(fraction: float | None = 0.5, drawing: Any = None, **sections: dict[str, Any]) -> Recipe:
         on_policy = (
             None if fraction is None else {"fraction": fraction, "max_new_tokens": 12, **(drawing or {})}
         )
-        tree: dict[str, dict[str, Any]] = {
-            "model": {"base": str(models / "student")},
-            "adapter": {"rank": 4},
-            "objective": {"kind": "distill", "teacher": str(models / "teacher"), "on_policy": on_policy},
-            "data": {
-                "train": [{"path": str(tmp_path / "rows.jsonl"), "format": "prompt_completion"}],
-                "evaluation": {"fraction": 0.25},
-                "max_length_tokens": 64,
-            },
-            "train": TRAIN,
-            "tracking": {"tracker": "none"},
-            "output": {"folder": str(tmp_path / "runs")},
-        }
-        changed = {name: tree.get(name, {}) | sections.get(name, {}) for name in tree | sections}
-        return with_objective_defaults(Recipe.model_validate(changed))
+        objective = {"kind": "distill", "teacher": str(models / "teacher"), "on_policy": on_policy}
+        return prompts_recipe(tmp_path, models / "student", objective, TRAIN, sections)
 
     return make
 

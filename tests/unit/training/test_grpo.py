@@ -29,7 +29,7 @@ from tests.support.messages import hearing, sending
 from tests.support.models import save_tiny_llama
 from tests.support.preferences import column, write_pairs
 from tests.support.processes import adapter_of, assert_equal, start, trainer_of
-from tests.support.recipes import found
+from tests.support.recipes import found, prompts_recipe, write_prompts
 
 DIGITS = {"digits": {"kind": "regex", "pattern": "[0-9]"}}
 SHORT = {"short": {"kind": "length", "most_tokens": 4, "margin_tokens": 8}}
@@ -53,25 +53,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def asking(base: Path, tmp_path: Path) -> Asking:
     """asking(section={...}) -> a recipe of 16 prompts, four of them held out."""
-    rows = [{"prompt": f"number {index}?", "completion": f"it is {index}"} for index in range(16)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_prompts(tmp_path)
 
     def make(**sections: dict[str, Any]) -> Recipe:
-        tree: dict[str, dict[str, Any]] = {
-            "model": {"base": str(base)},
-            "adapter": {"rank": 4},
-            "objective": OBJECTIVE,
-            "data": {
-                "train": [{"path": str(tmp_path / "rows.jsonl"), "format": "prompt_completion"}],
-                "evaluation": {"fraction": 0.25},
-                "max_length_tokens": 64,
-            },
-            "train": TRAIN,
-            "tracking": {"tracker": "none"},
-            "output": {"folder": str(tmp_path / "runs")},
-        }
-        changed = {name: tree.get(name, {}) | sections.get(name, {}) for name in tree | sections}
-        return with_objective_defaults(Recipe.model_validate(changed))
+        return prompts_recipe(tmp_path, base, OBJECTIVE, TRAIN, sections)
 
     return make
 
