@@ -24,6 +24,7 @@ from pathlib import Path
 from data_prep.disk import alone, make_private, open_own, open_regular, read_json, write_private
 from finetune import signals
 from finetune.board.job_process import PASSED_ON
+from finetune.environment import API_KEY
 from finetune.errors import CheckFailed, FinetuneError
 from finetune.runs.commands import shell_command
 
@@ -213,8 +214,8 @@ class Jobs:
     def _launch(self, own: Path, verb: str) -> None:
         environment = os.environ | {"NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
         if verb == "serve":  # for the board alone, which passes on what its own user asks
-            environment["FINETUNE_API_KEY"] = secrets.token_urlsafe(24)
-            write_private(own / KEY, environment["FINETUNE_API_KEY"])
+            environment[API_KEY] = secrets.token_urlsafe(24)
+            write_private(own / KEY, environment[API_KEY])
         lock = open_own(own / "process", os.O_RDWR)
         try:
             # The lock belongs to what is open, and so to the child too, from its beginning on.

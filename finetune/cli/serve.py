@@ -71,17 +71,18 @@ def _by_another(
 ) -> None:
     """Print what serves the same by another program; a single command is run where it can be. It asks clients
     for the same key."""
+    from finetune.environment import API_KEY
     from finetune.serving.listening import listening_socket
     from finetune.serving.models import name_targets
     from finetune.serving.other_engines import API_KEYS, commands_of
-    from finetune.serving.server import KEY, api_key
+    from finetune.serving.server import api_key
 
     *before, command = commands_of(engine, name_targets(models, base, with_base=with_base), host, port)
     with listening_socket(host, 0) as listening:  # which says who can reach it
         key = api_key(host, listening)
     for line in before:
         out(line)
-    out(f'{API_KEYS[engine]}="${KEY}" {command}' if key else command)
+    out(f'{API_KEYS[engine]}="${API_KEY}" {command}' if key else command)
     words = shlex.split(command)
     if not before and shutil.which(words[0]) is not None:
         if key:

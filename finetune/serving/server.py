@@ -11,6 +11,7 @@ from types import FrameType
 
 import uvicorn
 
+from finetune.environment import API_KEY
 from finetune.errors import FinetuneError
 from finetune.generation.base_options import unused_options
 from finetune.serving.app import Server
@@ -20,8 +21,6 @@ from finetune.serving.models import load_models, name_targets
 logger = logging.getLogger(__name__)
 
 UVICORN = logging.getLogger("uvicorn.error")
-KEY = "FINETUNE_API_KEY"
-"""The key that clients must send; needed where others than this machine can ask."""
 DRAIN_SECONDS = 60
 """For answers that are being written when the server is asked to end."""
 
@@ -111,12 +110,12 @@ class Listener(uvicorn.Server):
 def api_key(host: str, listening: socket.socket) -> str | None:
     """The key that clients must send; None where any is accepted. Raises FinetuneError where others than this
     machine can ask and there is no key, and for a key that no header can hold."""
-    key = os.environ.get(KEY)
+    key = os.environ.get(API_KEY)
     if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise FinetuneError(f"{KEY} must be printable ASCII without blanks, as a header can hold it.")
+        raise FinetuneError(f"{API_KEY} must be printable ASCII without blanks, as a header can hold it.")
     if not key and not ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback:
         raise FinetuneError(
-            f"--host {host} lets other machines ask: set {KEY} to the key that they must send, or leave "
+            f"--host {host} lets other machines ask: set {API_KEY} to the key that they must send, or leave "
             "--host out."
         )
     return key or None

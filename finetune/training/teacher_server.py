@@ -17,13 +17,12 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.table.documents import Document
 from data_prep.tokenizers.tokens import bytes_of
+from finetune.environment import API_KEY
 from finetune.errors import ModelError
 from finetune.training.teacher_store import TeacherQuery
 
 logger = logging.getLogger(__name__)
 
-KEY = "FINETUNE_API_KEY"
-"""The environment variable of the server's key, where it asks for one."""
 AT_A_TIME = 8
 TRIES = 3
 SECONDS = 600.0
@@ -123,8 +122,8 @@ class ServerTeacher:
 
     def _answer(self, body: bytes, document: Document) -> bytes:
         headers = {"Content-Type": "application/json"}
-        if os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        if os.environ.get(API_KEY):
+            headers["Authorization"] = f"Bearer {os.environ[API_KEY]}"
         for left in reversed(range(TRIES)):
             request = urllib.request.Request(f"{self.url}/completions", body, headers)  # noqa: S310 - http(s), by the rules
             try:
