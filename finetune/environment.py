@@ -29,8 +29,8 @@ RUN_THREAD = "run "
 """What the name of a thread begins with that trains one of several runs; the rest is the run's."""
 
 API_KEY = "FINETUNE_API_KEY"
-"""Not a launcher's but the user's: the key that clients send to finetune serve, and that a teacher's server is
-asked with. Its name is needed in rooms that may not import one another."""
+"""Not a launcher's but the user's: the key that clients send to finetune serve, and that a teacher's server
+is asked with. Its name is needed in rooms that may not import one another."""
 
 AGENT = "TORCHELASTIC_RUN_ID"
 """torch's agent sets it in each process that it starts."""
