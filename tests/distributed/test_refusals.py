@@ -96,14 +96,19 @@ def test_the_first_failure_is_said_once(train: Train, tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").iterdir())
 
 
+@pytest.mark.long
 def test_a_file_of_ones_own(train: Train, tmp_path: Path) -> None:
-    """An accelerate file by path is used as the shipped ones are; one for FSDP1 is refused with the
-    reason."""
+    """An accelerate file by path is used as the shipped ones are."""
     own = tmp_path / "mine.yaml"
     own.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_processes: 2\nnum_machines: 1\n"
     )
     assert train("--launch", str(own), train={"max_steps": 1, "global_batch_size": 2}).run is not None
+
+
+def test_a_file_of_ones_own_that_cannot_train(train: Train, tmp_path: Path) -> None:
+    """One for FSDP1, or whose adapter would move to another device, is refused with the reason."""
+    own = tmp_path / "mine.yaml"
     own.write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\n")
     assert "fsdp_version is 1; set it to 2" in train("--launch", str(own), code=2).stderr
     own.write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, fsdp_offload_params: true}\n")

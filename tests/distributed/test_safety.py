@@ -65,7 +65,8 @@ def attack(host: str, port: int, payload: bytes) -> None:
         return
 
 
-@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero3", marks=[pytest.mark.long, NEEDS_COMPILER])])
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero3", marks=NEEDS_COMPILER)])
 def test_strangers_and_the_working_folder_run_no_code(
     train: Train, tmp_path: Path, environment: dict[str, str], engine: str
 ) -> None:
@@ -119,10 +120,8 @@ def test_strangers_and_the_working_folder_run_no_code(
     assert not own.exists()
 
 
-ENGINES = ["ddp", *(pytest.param(name, marks=pytest.mark.long) for name in ("zero2", "zero3", "fsdp2"))]
-
-
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
 def test_a_checkpoint_on_request_and_no_orphans(
     train: Train, tmp_path: Path, environment: dict[str, str], engine: str
 ) -> None:

@@ -107,6 +107,7 @@ def test_rank_answers(folder: Path, tiny_base: Path, capsys: pytest.CaptureFixtu
     assert sum(signed) / 12 == pytest.approx(measured["reward_margin"].value, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.long
 def test_the_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a real kernel, whose event loop runs while a cell trains."""
     notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)

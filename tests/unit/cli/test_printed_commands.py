@@ -222,6 +222,7 @@ def test_a_stopped_run_goes_on_by_what_it_says(
     assert "finished 6 steps" in out
 
 
+@pytest.mark.long
 def test_a_real_shell_runs_what_is_printed(train: Train) -> None:
     """One command as a person pastes it, with the installed program."""
     _, commands = train(source(format="prompt_completion"))

@@ -54,6 +54,7 @@ def test_sigterm_ends_it_in_order(tiny_base: Path) -> None:
         assert process.wait(30) == 0
 
 
+@pytest.mark.long
 def test_a_second_ctrl_c_ends_it_at_once(tiny_base: Path) -> None:
     """In one line."""
     with serving(f"tiny={tiny_base}") as (process, port):

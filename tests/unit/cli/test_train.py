@@ -109,6 +109,7 @@ def test_a_step_that_outlasts_the_grace_is_broken_off(
     assert_equal(adapter_of(run), adapter_of(RunFolder(tmp_path / "runs" / "recipe-001")))
 
 
+@pytest.mark.long
 def test_signals_that_go_on_kill_nothing(recipe: Path, tmp_path: Path) -> None:
     """Launchers and schedulers repeat each other: from the first to the exit, each signal after it changes
     nothing."""

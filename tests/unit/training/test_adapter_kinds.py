@@ -58,7 +58,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "the same, tied": WHOLE | {"tied": True},
 }  # fmt: skip
 BY_PEFT = ("miss", "oft", "vera", "loha")
-VARIANTS = {"pissa, fast, rslora", "olora", "last layer", "first layer, checkpointed"}
+VARIANTS = {
+    "pissa, fast, rslora",
+    "olora",
+    "last layer",
+    "first layer, checkpointed",
+    "loha",
+    "oft",
+    "the same, tied",
+}
 """Like another kind but for one thing."""
 
 

@@ -165,13 +165,9 @@ def test_weighted_answers_count_by_their_weight(
 STREAMED = {"streaming": {"buffer_rows": 16}, "evaluation": None}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "data",
-    [
-        pytest.param(PACKED, id="packs", marks=pytest.mark.long),
-        pytest.param(STREAMED, id="stream", marks=pytest.mark.long),
-        pytest.param(STREAMED | PACKED, id="stream of packs"),
-    ],
+    "data", [PACKED, STREAMED, STREAMED | PACKED], ids=["packs", "stream", "stream of packs"]
 )
 def test_a_killed_run_resumes_bit_for_bit(
     make_recipe: MakeRecipe, tmp_path: Path, data: dict[str, Any]
