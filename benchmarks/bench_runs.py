@@ -22,7 +22,7 @@ from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.runs.folder import create_run
-from finetune.runs.trackers import start_tracker
+from finetune.runs.tracking.start import start_tracker
 
 NAMES = ("loss", "gradient_norm", "learning_rate", "tokens_per_second", "supervised_tokens", "epoch")
 LOGS = 200

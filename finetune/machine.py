@@ -274,7 +274,7 @@ def accounts() -> Iterator[Fact]:
         "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "",
     )
     if util.find_spec("wandb") is not None:
-        from finetune.runs.wandb_settings import NO_ACCOUNT, has_account
+        from finetune.runs.tracking.wandb_settings import NO_ACCOUNT, has_account
 
         found = has_account()
         yield Fact(

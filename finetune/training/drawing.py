@@ -16,7 +16,7 @@ from finetune.engines.sharded import evaluable
 from finetune.generation.sampler import Sample, sample
 from finetune.models.kernels.noise import seed_of
 from finetune.objectives.drawing import DrawingOptions
-from finetune.runs.trackers import GeneratedSample
+from finetune.runs.tracking.base import GeneratedSample
 from finetune.scoring.measured import Question
 from finetune.training.prompts import PromptFeed
 

@@ -9,7 +9,7 @@ import torch
 from data_prep.table.documents import Document
 from data_prep.tokenizers.tokens import text_of
 from finetune.generation.sampler import Sample
-from finetune.runs.trackers import GeneratedSample
+from finetune.runs.tracking.base import GeneratedSample
 from finetune.scoring.measured import Question
 from finetune.training.batches import collate
 from finetune.training.drawing import Drawing

@@ -21,7 +21,7 @@ from finetune.generation.sampler import Sample
 from finetune.models.device import widest_type
 from finetune.models.policy import advantages_of
 from finetune.objectives.grpo import Grpo
-from finetune.runs.trackers import GeneratedSample
+from finetune.runs.tracking.base import GeneratedSample
 from finetune.scoring.measured import Question
 from finetune.training.batches import collate
 from finetune.training.drawing import Drawing

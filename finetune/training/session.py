@@ -33,7 +33,8 @@ from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 from finetune.runs.commands import shell_command
 from finetune.runs.compare import UNROUNDED_LOSS, is_metric
 from finetune.runs.folder import ANSWERS, VALUES, RunFolder, write_json
-from finetune.runs.trackers import SeveralTrackers, Tracker, start_tracker
+from finetune.runs.tracking.base import SeveralTrackers, Tracker
+from finetune.runs.tracking.start import start_tracker
 from finetune.training import build
 from finetune.training.batches import StreamFeed
 from finetune.training.build import Inputs

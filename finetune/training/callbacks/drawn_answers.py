@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from data_prep.disk import append_own, write_private
 from finetune.recipe.secrets import scrubbed
 from finetune.runs.folder import whole_entries
-from finetune.runs.trackers import Tracker
+from finetune.runs.tracking.base import Tracker
 from finetune.training.drawing import Drawing
 
 EVERY_STEPS = 10

@@ -9,7 +9,8 @@ from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
 
 from data_prep.disk import make_private
-from finetune.runs.trackers import OWN, GuardedTracker, tracker_error
+from finetune.runs.tracking.base import GuardedTracker, tracker_error
+from finetune.runs.tracking.start import OWN
 from finetune.training.trainer import ExactTrainer
 
 

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from data_prep.disk import append_own, write_private
 from finetune.engines.memory import peak_memory_bytes
 from finetune.runs.folder import finite_or_null, whole_entries
-from finetune.runs.trackers import Tracker
+from finetune.runs.tracking.base import Tracker
 from finetune.training.trainer import ExactTrainer
 
 METRIC_NAMES = {

@@ -26,7 +26,7 @@ from finetune.generation.generate import generate
 from finetune.recipe.schema.tracking import SamplesSection
 from finetune.recipe.secrets import scrubbed
 from finetune.runs.folder import whole_entries
-from finetune.runs.trackers import GeneratedSample, Tracker
+from finetune.runs.tracking.base import GeneratedSample, Tracker
 from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from tests.support.browser import needs_browser, take_picture
 SCRIPT = """
 from pathlib import Path
 from finetune.recipe.schema.tracking import TrackingSection
-from finetune.runs.trackers import start_tracker
+from finetune.runs.tracking.start import start_tracker
 tracker = start_tracker("trackio", TrackingSection(project="curves"), "run-a", {}, folder=Path("."))
 for step in range(1, 30):
     tracker.log({"train/loss": 3 - step / 10}, step)

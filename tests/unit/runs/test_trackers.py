@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from finetune.recipe.schema.tracking import TrackingSection
-from finetune.runs.trackers import GuardedTracker, start_tracker
-from finetune.runs.wandb_settings import wandb_mode
+from finetune.runs.tracking.base import GuardedTracker
+from finetune.runs.tracking.start import start_tracker
+from finetune.runs.tracking.wandb_settings import wandb_mode
 from tests.support.messages import hearing
 from tests.unit.runs.wandb_files import wandb_history
 

@@ -17,8 +17,9 @@ from finetune.recipe import tracking
 from finetune.recipe.load import load_recipe
 from finetune.recipe.lock import read_lock
 from finetune.recipe.schema.tracking import TrackingSection
-from finetune.runs.trackers import TrackioTracker, start_tracker
-from finetune.runs.wandb_settings import wandb_mode
+from finetune.runs.tracking.start import start_tracker
+from finetune.runs.tracking.trackio import TrackioTracker
+from finetune.runs.tracking.wandb_settings import wandb_mode
 from tests.support.messages import hearing
 from tests.support.processes import EXACT, start
 from tests.support.recipes import MakeRecipe

@@ -17,7 +17,7 @@ from finetune.models.batch import padded_batch
 from finetune.models.loss import IGNORE_INDEX
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.optimizers import OPTIMIZERS
-from finetune.runs.trackers import NoTracker
+from finetune.runs.tracking.base import NoTracker
 from finetune.training import build, run
 from finetune.training.arguments import optimizer_name
 from finetune.training.callbacks.metrics_log import MetricsLog

@@ -1,0 +1,33 @@
+"""Start the trackers that a recipe names."""
+
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import TrackerError
+from finetune.recipe.schema.tracking import TrackerName, TrackingSection
+from finetune.recipe.tracking import with_environment
+from finetune.runs.tracking.base import GuardedTracker, NoTracker, tracker_error
+from finetune.runs.tracking.trackio import start_trackio
+from finetune.runs.tracking.wandb import start_wandb
+
+OWN = ("trackio", "wandb", "none")
+"""Trackers that are driven here; transformers drives the others."""
+
+
+def start_tracker(
+    name: TrackerName, section: TrackingSection, run_id: str, recipe: dict[str, Any], *, folder: Path
+) -> GuardedTracker:
+    """Start one of the recipe's trackers under `run_id`, or go on in the run that has this id.
+
+    Raises TrackerError, before anything is trained, where it can't start.
+    """
+    try:
+        if name == "wandb":
+            return GuardedTracker(start_wandb(with_environment(section), run_id, recipe, folder))
+        if name == "trackio":
+            return GuardedTracker(start_trackio(section, run_id, recipe))
+        return GuardedTracker(NoTracker())
+    except TrackerError:
+        raise
+    except Exception as error:
+        raise tracker_error(name, error) from error
