@@ -72,7 +72,7 @@ def log_milliseconds(name: str, folder: Path) -> float:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
             tracker.log(metrics, step)
             seconds.append(time.perf_counter() - started)
-    tracker.finish()
+    tracker.finish("finished")
     return statistics.median(seconds) * 1000
 
 

@@ -14,6 +14,8 @@ EXTRAS: dict[str, dict[str, str]] = {
     "serve": {"llguidance": "llguidance"},
     "rewards": {"jsonschema": "jsonschema"},
     "sweep": {"optuna": "optuna", "cmaes": "cmaes"},
+    "mlflow": {"mlflow": "mlflow-skinny", "sqlalchemy": "SQLAlchemy", "alembic": "alembic"},
+    "opentelemetry": {"opentelemetry": "opentelemetry-exporter-otlp-proto-http"},
     "optimizers": {"schedulefree": "schedulefree"},
 }
 """The extras of pyproject.toml: for each the modules that are imported, and the packages that hold them."""

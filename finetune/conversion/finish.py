@@ -13,6 +13,7 @@ from finetune.conversion.optimizer_values import betas, precision, schedule_free
 from finetune.conversion.preference import has_reference, together
 from finetune.conversion.times import times
 from finetune.recipe.schema.adapter import LORA_ONLY
+from finetune.recipe.tracking import TAKEN_BY
 
 METRICS = {"rewards/accuracies": "reward_accuracy", "rewards/margins": "reward_margin"}
 ACCURACY = {"reward": "reward_accuracy"}
@@ -214,10 +215,9 @@ def _full(draft: Draft) -> None:
 def _project(draft: Draft) -> None:
     trackers = draft.value("tracking.tracker", "trackio")
     named = trackers if isinstance(trackers, list) else [trackers]
-    if not {"wandb", "trackio"} & set(named):
-        draft.remove("tracking.project")
-    if "wandb" not in named:
-        draft.remove("tracking.wandb_mode")
+    for key in ("project", "wandb_mode"):
+        if not {*TAKEN_BY[key]} & {*named}:
+            draft.remove(f"tracking.{key}")
 
 
 def _steps_or_epochs(draft: Draft) -> None:

@@ -1,4 +1,5 @@
-"""What wandb's own environment variables say of a run, where its recipe says nothing."""
+"""Which keys of the tracking section each tracker takes, and what trackers' own environment variables say of
+a run where its recipe says nothing."""
 
 import os
 
@@ -6,24 +7,36 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.tracking import TrackingSection
 
 VARIABLES = {
-    "project": "WANDB_PROJECT",
-    "group": "WANDB_RUN_GROUP",
-    "tags": "WANDB_TAGS",
-    "notes": "WANDB_NOTES",
+    "wandb": {
+        "project": "WANDB_PROJECT",
+        "group": "WANDB_RUN_GROUP",
+        "tags": "WANDB_TAGS",
+        "notes": "WANDB_NOTES",
+    },
+    "mlflow": {"project": "MLFLOW_EXPERIMENT_NAME"},
 }
-"""Keys of the tracking section -> wandb's variables. What has no key here (entity, job type ...) wandb reads
-by itself."""
+"""Of each tracker: keys of the tracking section -> its variables. What has no key here (entity, job type,
+the server's address ...) a tracker reads by itself."""
 RUN_ID = "WANDB_RUN_ID"
+TAKEN_BY = {
+    "project": ("trackio", "wandb", "mlflow", "opentelemetry"),
+    "group": ("trackio", "wandb", "mlflow", "opentelemetry"),
+    "tags": ("wandb", "mlflow"),
+    "notes": ("wandb", "mlflow"),
+    "upload_adapter": ("wandb", "mlflow"),
+    "wandb_mode": ("wandb",),
+}
+"""Keys of the tracking section -> the trackers that they mean something to."""
 
 
 def said_by_environment(section: TrackingSection) -> dict[str, str]:
-    """The keys that the environment decides, and the variables that do."""
-    if "wandb" not in section.trackers:
-        return {}
+    """The keys that the environment decides, and the variables that do: of the tracker that is named
+    first."""
     return {
-        key: name
-        for key, name in VARIABLES.items()
-        if os.environ.get(name) and key not in section.model_fields_set
+        key: variable
+        for name in reversed(section.trackers)
+        for key, variable in VARIABLES.get(name, {}).items()
+        if os.environ.get(variable) and key not in section.model_fields_set
     }
 
 

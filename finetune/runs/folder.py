@@ -61,10 +61,12 @@ ANSWERS = "answers.jsonl"
 JOB = "job"
 WANDB = "wandb"
 """wandb's own folder, in which it has links."""
+TELEMETRY = "telemetry.jsonl"
+"""Metrics as OpenTelemetry writes them."""
 OWN_NAMES = frozenset({
     LOCK, "adapter", "adapter.failed", "model", "model.failed", "merged", "checkpoints", "metrics.jsonl",
     "samples.jsonl", "data.json", "plan.json", "summary.json", "run.log", "logs", WANDB, "tensorboard",
-    "predictions", RUNNING, VALUES, ANSWERS, JOB,
+    "predictions", RUNNING, VALUES, ANSWERS, JOB, TELEMETRY,
 })  # fmt: skip
 """What may stand in a run folder; `finetune runs rm` deletes nothing else."""
 

@@ -10,6 +10,7 @@ from data_prep.text import printable
 from finetune.recipe.reading.overrides import as_overrides
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.sweep import SpaceEntry, SweepSection
+from finetune.recipe.tracking import TAKEN_BY
 
 Values = dict[str, Any]
 """Key of the recipe -> its value in a trial."""
@@ -52,7 +53,7 @@ def overrides_of(recipe: Recipe, values: Mapping[str, Any], name: str, folder: s
     """What makes a recipe that of a trial: its values, its folder, and one group of the tracker for all."""
     changes = {"sweep": None, "output.folder": folder, "output.name": name}
     tracking = recipe.tracking
-    if tracking.group is None and {"trackio", "wandb"} & set(tracking.trackers):
+    if tracking.group is None and {*TAKEN_BY["group"]} & {*tracking.trackers}:
         changes["tracking.group"] = name
     return as_overrides(changes | dict(values))
 

@@ -224,7 +224,7 @@ class TrainingSession:
         """Train to the end, or to a stop; write the result. Returns the summary, whose status says which it
         was."""
         with ExitStack() as closing:
-            closing.callback(self.tracker.finish)
+            closing.callback(lambda: self.tracker.finish(self.summary.get("status", "failed")))
             for integration in self.integrations:
                 closing.callback(integration.finish)
             closing.enter_context(self._recorded())

@@ -3,9 +3,18 @@
 from finetune.recipe.given import Given
 from finetune.recipe.rules import data, evaluation, optimization, sweep, training
 from finetune.recipe.rules.objective import objective_fits
+from finetune.recipe.rules.tracking import tracking_fits
 from finetune.recipe.schema import Recipe
 
-RULES = (*training.RULES, *optimization.RULES, *data.RULES, *evaluation.RULES, objective_fits, *sweep.RULES)
+RULES = (
+    *training.RULES,
+    *optimization.RULES,
+    *data.RULES,
+    *evaluation.RULES,
+    objective_fits,
+    *sweep.RULES,
+    tracking_fits,
+)
 
 
 def problems_of(recipe: Recipe, given: Given) -> list[tuple[str, str]]:

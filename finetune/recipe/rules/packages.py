@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from finetune.errors import FinetuneError
-from finetune.extras import is_installed, refuse_without
+from finetune.extras import EXTRAS, is_installed, refuse_without
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import GgufBase, WheelBase
 from finetune.recipe.schema.optimizers import known_optimizer
@@ -21,6 +21,9 @@ def check_packages(recipe: Recipe) -> None:
             f"train.optimizer {recipe.train.optimizer} needs the module {optimizer.module}, which is not "
             "installed."
         )
+    for tracker in recipe.tracking.trackers:
+        if tracker in EXTRAS:
+            refuse_without(tracker, f"tracking.tracker {tracker}")
     if isinstance(recipe.model.base, GgufBase | WheelBase):
         refuse_without("gguf", "model.base: a GGUF file")
 

@@ -1,4 +1,4 @@
-"""Rules for the model, the adapter and tracking, and what training needs of the rest. Each is a small
+"""Rules for the model and the adapter, and what training needs of the rest. Each is a small
 function; RULES lists them. No file is looked at."""
 
 import re
@@ -283,33 +283,6 @@ def _new_tokens(recipe: Recipe, given: Given) -> RuleProblem:
             yield f"model.new_tokens.{index}", f"{token!r} is named twice"
 
 
-def _tracking(recipe: Recipe, given: Given) -> RuleProblem:
-    tracking = recipe.tracking
-    names = tracking.trackers
-    used = " and ".join(names)
-    these = f"this one is {used}" if len(names) == 1 else f"these are {used}"
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            yield f"tracking.tracker.{index}", f"{name} is named twice"
-        elif name == "none" and len(names) > 1:
-            yield f"tracking.tracker.{index}", "none stands alone; remove it, or the others"
-    for knob in ("wandb_mode", "tags", "notes", "upload_adapter"):
-        if asked(recipe, given, f"tracking.{knob}") and "wandb" not in names:
-            yield f"tracking.{knob}", f"only tracker wandb has it; {these}"
-    if tracking.group is not None and not {"trackio", "wandb"} & set(names):
-        yield "tracking.group", f"only trackers trackio and wandb have it; {these}"
-    if asked(recipe, given, "tracking.project") and not {"trackio", "wandb"} & set(names):
-        yield (
-            "tracking.project",
-            f"only trackers trackio and wandb have it; {used} goes by its own variables",
-        )
-    if tracking.upload_adapter and recipe.adapter.method == "full":
-        yield (
-            "tracking.upload_adapter",
-            "adapter.method full trains all weights: there is no adapter to upload",
-        )
-
-
 RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _needs_evaluation,
     _early_stopping,
@@ -322,5 +295,4 @@ RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _revision,
     _rope_scaling,
     _new_tokens,
-    _tracking,
 )

@@ -10,8 +10,8 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 TrackerName = Literal[
-    "trackio", "wandb", "none", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive",
-    "flyte", "mlflow", "neptune", "swanlab", "tensorboard",
+    "trackio", "wandb", "mlflow", "opentelemetry", "none", "azure_ml", "clearml", "codecarbon", "comet_ml",
+    "dagshub", "dvclive", "flyte", "neptune", "swanlab", "tensorboard",
 ]  # fmt: skip
 
 
@@ -32,32 +32,32 @@ class TrackingSection(Section):
     """Where metrics go besides the run folder's metrics.jsonl."""
 
     tracker: TrackerName | Annotated[tuple[TrackerName, ...], Field(min_length=1, strict=False)] = "trackio"
-    """trackio (a local database, no account), wandb, none, or one that transformers drives, under its own
-    names; or a list of several, [wandb, tensorboard]."""
+    """trackio (a local database, no account), wandb, mlflow, opentelemetry, none, or one that transformers
+    drives, under its own names; or a list of several, [wandb, tensorboard]."""
 
     project: Text = "finetune"
-    """The tracker's project; with wandb WANDB_PROJECT where this is not written (so for group, tags and
-    notes)."""
+    """The tracker's project, mlflow's experiment. Where this is not written, WANDB_PROJECT or
+    MLFLOW_EXPERIMENT_NAME (group, tags and notes go by wandb's variables too)."""
 
     group: Text | None = None
-    """Runs that belong together, in trackio and wandb."""
+    """Runs that belong together, in trackio, wandb, mlflow and opentelemetry."""
 
     tags: Annotated[tuple[Text, ...], Field(strict=False)] = ()
-    """The run's tags in wandb."""
+    """The run's tags in wandb and mlflow."""
 
     notes: Text | None = None
-    """What the run is for, in wandb."""
+    """What the run is for, in wandb and mlflow."""
 
     upload_adapter: bool = False
-    """Log the trained adapter to wandb as an artifact."""
+    """Log the trained adapter to wandb or mlflow as an artifact."""
 
     wandb_mode: Literal["auto", "online", "offline"] = "auto"
     """auto: as WANDB_MODE says, else online where wandb has an account, else offline (`wandb sync` uploads
     later)."""
 
     samples: SamplesSection | None = None
-    """Texts that the model writes while it trains: samples.jsonl in the run folder, a table in trackio and
-    wandb."""
+    """Texts that the model writes while it trains: samples.jsonl in the run folder, a table in trackio, wandb
+    and mlflow."""
 
     @property
     def trackers(self) -> tuple[TrackerName, ...]:

@@ -63,8 +63,8 @@ class Tracker(Protocol):
     def upload(self, adapter: Path) -> None:
         """Keep the trained adapter, where the recipe asks for it."""
 
-    def finish(self) -> None:
-        """Write what is outstanding."""
+    def finish(self, status: str) -> None:
+        """Write what is outstanding. `status`: what became of the run, as in its summary."""
 
 
 class NoTracker:
@@ -79,7 +79,7 @@ class NoTracker:
     def upload(self, adapter: Path) -> None:
         """Nothing: the run folder has it."""
 
-    def finish(self) -> None:
+    def finish(self, status: str) -> None:
         """Nothing is outstanding."""
 
 
@@ -102,9 +102,9 @@ class GuardedTracker:
         """Pass the adapter on, as long as the tracker works."""
         self.guarded(lambda: self.inner.upload(adapter))
 
-    def finish(self) -> None:
+    def finish(self, status: str) -> None:
         """Write what is outstanding, as long as the tracker works."""
-        self.guarded(self.inner.finish)
+        self.guarded(lambda: self.inner.finish(status))
 
     def guarded(self, call: Callable[[], Any]) -> None:
         """Call, as long as nothing failed before."""
@@ -138,10 +138,10 @@ class SeveralTrackers:
         for member in self.members:
             member.upload(adapter)
 
-    def finish(self) -> None:
+    def finish(self, status: str) -> None:
         """Write what is outstanding, in each."""
         for member in self.members:
-            member.finish()
+            member.finish(status)
 
 
 def tracker_error(name: str, error: Exception) -> TrackerError:

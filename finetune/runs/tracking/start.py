@@ -7,10 +7,12 @@ from finetune.errors import TrackerError
 from finetune.recipe.schema.tracking import TrackerName, TrackingSection
 from finetune.recipe.tracking import with_environment
 from finetune.runs.tracking.base import GuardedTracker, NoTracker, tracker_error
+from finetune.runs.tracking.mlflow import start_mlflow
+from finetune.runs.tracking.opentelemetry import start_opentelemetry
 from finetune.runs.tracking.trackio import start_trackio
 from finetune.runs.tracking.wandb import start_wandb
 
-OWN = ("trackio", "wandb", "none")
+OWN = ("trackio", "wandb", "mlflow", "opentelemetry", "none")
 """Trackers that are driven here; transformers drives the others."""
 
 
@@ -26,6 +28,10 @@ def start_tracker(
             return GuardedTracker(start_wandb(with_environment(section), run_id, recipe, folder))
         if name == "trackio":
             return GuardedTracker(start_trackio(section, run_id, recipe))
+        if name == "mlflow":
+            return GuardedTracker(start_mlflow(section, run_id, recipe))
+        if name == "opentelemetry":
+            return GuardedTracker(start_opentelemetry(section, run_id, folder))
         return GuardedTracker(NoTracker())
     except TrackerError:
         raise

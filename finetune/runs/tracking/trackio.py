@@ -48,7 +48,7 @@ class TrackioTracker:
     def upload(self, adapter: Path) -> None:
         """Nothing: the rules of the recipe refuse it."""
 
-    def finish(self) -> None:
+    def finish(self, status: str) -> None:
         """Wait until the database has everything."""
         import trackio
 

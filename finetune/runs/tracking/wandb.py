@@ -62,9 +62,9 @@ class WandbTracker:
             artifact.add_dir(str(adapter))
             self.run.log_artifact(artifact)
 
-    def finish(self) -> None:
+    def finish(self, status: str) -> None:
         """Write what is outstanding."""
-        self.run.finish()
+        self.run.finish(exit_code=int(status == "failed"))
 
 
 @contextlib.contextmanager

@@ -193,8 +193,8 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
             "train.mlp_tile_tokens  needs adapter.method lora or qlora (it is full)",
         ),
         (
-            "tracking: {project: finetune, tracker: mlflow}",
-            "tracking.project  only trackers trackio and wandb",
+            "tracking: {project: finetune, tracker: swanlab}",
+            "tracking.project  for trackio, wandb, mlflow and opentelemetry only; this one is swanlab",
         ),
         ("{train: {minimum_learning_rate_fraction: 0}, tracking: {wandb_mode: auto, tags: []}}", None),
         ("{adapter: {continue_from: x, dropout: 0.1}, model: {new_tokens: [a]}}", None),
@@ -251,13 +251,13 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
         ('model: {new_tokens: [a, " "]}', "model.new_tokens.1  got ' '; a token has at least one character"),
         (
             "tracking: {wandb_mode: offline}",
-            "tracking.wandb_mode  only tracker wandb has it; this one is trackio",
+            "tracking.wandb_mode  for wandb only; this one is trackio",
         ),
         ("tracking: {tracker: wandb, wandb_mode: offline}", None),
         ("tracking: {tracker: [tensorboard, wandb], wandb_mode: offline, project: x}", None),
         (
-            "tracking: {tracker: [tensorboard, mlflow], notes: x}",
-            "tracking.notes  only tracker wandb has it; these are tensorboard and mlflow",
+            "tracking: {tracker: [tensorboard, trackio], notes: x}",
+            "tracking.notes  for wandb and mlflow only; these are tensorboard and trackio",
         ),
         ("tracking: {tracker: [wandb, wandb]}", "tracking.tracker.1  wandb is named twice"),
         ("tracking: {tracker: [none, wandb]}", "tracking.tracker.0  none stands alone"),

@@ -22,7 +22,7 @@ from finetune.runs.tracking.start import start_tracker
 tracker = start_tracker("trackio", TrackingSection(project="curves"), "run-a", {}, folder=Path("."))
 for step in range(1, 30):
     tracker.log({"train/loss": 3 - step / 10}, step)
-tracker.finish()
+tracker.finish("finished")
 """
 
 

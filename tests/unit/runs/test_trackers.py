@@ -28,7 +28,7 @@ def test_trackio_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         )
         for step in steps:
             tracker.log({"train/loss": 1.0 / step}, step)
-        tracker.finish()
+        tracker.finish("finished")
     assert SQLiteStorage.get_runs("test-project") == ["run-a"]
     logs = SQLiteStorage.get_logs("test-project", "run-a")
     assert [(entry["step"], entry["train/loss"]) for entry in logs] == [
@@ -50,7 +50,7 @@ def test_a_folder_that_trackio_can_not_write_to_is_said(
     with hearing(said.append):
         tracker = start_tracker("trackio", TrackingSection(), "run-a", {}, folder=tmp_path)
     tracker.log({"train/loss": 1.0}, 1)
-    tracker.finish()
+    tracker.finish("finished")
     assert len(said) == 1
     assert "a file/trackio (File exists), so this run is not tracked" in said[0]
 
@@ -61,7 +61,7 @@ def test_wandb_offline_has_every_value(tmp_path: Path, monkeypatch: pytest.Monke
     section = TrackingSection(tracker="wandb", project="test-project")
     tracker = start_tracker(section.trackers[0], section, "run-b", {"train": {"seed": 7}}, folder=tmp_path)
     tracker.log({"train/loss": 0.25}, 3)
-    tracker.finish()
+    tracker.finish("finished")
     deadline = time.monotonic() + 30
     while "train/loss" not in (values := wandb_history(next(tmp_path.rglob("*.wandb")))):
         # wandb's own process writes the file, on a busy machine a moment after finish().
@@ -89,7 +89,7 @@ class Broken:
         self.calls += 1
         raise sqlite3.OperationalError("database or disk is full")
 
-    def finish(self) -> None:
+    def finish(self, status: str) -> None:
         raise AssertionError("a failed tracker is left alone")
 
 
@@ -100,7 +100,7 @@ def test_a_tracker_that_fails_in_mid_run_says_so_once() -> None:
     with hearing(said.append):
         for step in range(3):
             tracker.log({"train/loss": 1.0}, step)
-        tracker.finish()
+        tracker.finish("finished")
     assert inner.calls == 1
     assert said == [
         "warning: the tracker failed (OperationalError: database or disk is full); metrics.jsonl continues"

@@ -55,7 +55,7 @@ def run_of(folder: Path) -> wandb_internal_pb2.RunRecord:
 def written(section: TrackingSection, folder: Path) -> wandb_internal_pb2.RunRecord:
     """What a run with that section leaves."""
     tracker = start_tracker("wandb", section, "id-1", {}, folder=folder)
-    tracker.finish()
+    tracker.finish("finished")
     return run_of(folder)
 
 
@@ -163,7 +163,7 @@ def test_disabled_writes_nothing_and_says_so(tmp_path: Path, monkeypatch: pytest
     with hearing(said.append):
         tracker = start_tracker("wandb", TrackingSection(tracker="wandb"), "id-1", {}, folder=tmp_path)
     tracker.log({"train/loss": 1.0}, 1)
-    tracker.finish()
+    tracker.finish("finished")
     assert list(tmp_path.iterdir()) == []
     assert len(said) == 1
     assert "disabled" in said[0]
@@ -186,7 +186,7 @@ def test_going_offline_for_want_of_an_account_is_said(tmp_path: Path) -> None:
     for mode in ("auto", "offline"):
         section = TrackingSection.model_validate({"tracker": "wandb", "wandb_mode": mode})
         with hearing(said.append):
-            start_tracker("wandb", section, f"id-{mode}", {}, folder=tmp_path).finish()
+            start_tracker("wandb", section, f"id-{mode}", {}, folder=tmp_path).finish("finished")
     assert len(said) == 1
     assert "WANDB_API_KEY" in said[0]
 

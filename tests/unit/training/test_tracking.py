@@ -180,9 +180,9 @@ def test_a_wandb_run_has_its_tags_and_its_adapter(
 @pytest.mark.parametrize(
     ("tracking", "expected"),
     [
-        ({"tracker": "trackio", "tags": ["x"]}, "only tracker wandb has it"),
-        ({"tracker": "tensorboard", "group": "x"}, "only trackers trackio and wandb have it"),
-        ({"tracker": "mlflow", "project": "x"}, "mlflow goes by its own variables"),
+        ({"tracker": "trackio", "tags": ["x"]}, "for wandb and mlflow only; this one is trackio"),
+        ({"tracker": "tensorboard", "group": "x"}, "for trackio, wandb, mlflow and opentelemetry only"),
+        ({"tracker": "swanlab", "project": "x"}, "for trackio, wandb, mlflow and opentelemetry only"),
     ],
 )
 def test_what_a_tracker_lacks_is_refused(

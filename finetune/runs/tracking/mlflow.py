@@ -1,0 +1,121 @@
+"""MLflow: a server (MLFLOW_TRACKING_URI), or MLflow's own default, mlflow.db in the working folder.
+
+The recipe is the run's parameters; see https://mlflow.org/docs/latest/ml/tracking/.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.recipe.schema.tracking import TrackingSection
+from finetune.runs.tracking.background import Background
+from finetune.runs.tracking.base import GeneratedSample, Tracker, table_of
+
+logger = logging.getLogger(__name__)
+
+RUN = "finetune.run"
+"""The tag by which a resumed run is found: MLflow gives its runs ids of its own."""
+STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""MLflow's own 120 s and seven tries would keep a thread busy for a quarter of an hour."""
+LONGEST_VALUE, LONGEST_TAG = 6000, 8000
+"""Characters of a parameter and of a tag (mlflow.utils.validation)."""
+BATCH = 100
+"""Parameters at a time, at most (mlflow.utils.validation)."""
+
+
+class MlflowTracker:
+    """A run of MLflow, or the one that has this id already."""
+
+    def __init__(self, section: TrackingSection, run_id: str, recipe: dict[str, Any]):
+        from mlflow import MlflowClient
+
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
+        self.section, self.client = section, MlflowClient()
+        experiment = self._experiment(section.project)
+        found = self.client.search_runs([experiment], f"tags.`{RUN}` = '{run_id}'", max_results=1)
+        if found:
+            self.run = found[0].info.run_id
+            self.client.update_run(self.run, status="RUNNING")
+            return
+        self.run = self.client.create_run(
+            experiment, tags=_tags(section, run_id), run_name=run_id
+        ).info.run_id
+        self._log_recipe(recipe)
+
+    def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self.client.create_experiment(name))
+            except MlflowException:  # another process was faster
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+    def _log_recipe(self, recipe: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        values = dict(flattened(recipe))
+        long = [name for name, value in values.items() if len(value) > LONGEST_VALUE]
+        if long:
+            logger.info(
+                f"MLflow has the first {LONGEST_VALUE} characters of {', '.join(long)}; the lock has them all"
+            )
+        params = [Param(name, value[:LONGEST_VALUE]) for name, value in values.items()]
+        for start in range(0, len(params), BATCH):
+            self.client.log_batch(self.run, params=params[start : start + BATCH])
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """All metrics of a step in one request."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(
+            self.run, metrics=[Metric(name, value, now, step) for name, value in metrics.items()]
+        )
+
+    def log_samples(self, samples: Sequence[GeneratedSample], step: int) -> None:
+        """A table of prompts and answers for each step."""
+        name, columns, rows = table_of(samples)
+        table = {column: [row[index] for row in rows] for index, column in enumerate(columns)}
+        self.client.log_table(self.run, table, f"{name}/step-{step:06}.json")
+
+    def upload(self, adapter: Path) -> None:
+        """The adapter's folder as artifacts of the run."""
+        if self.section.upload_adapter:
+            self.client.log_artifacts(self.run, str(adapter), "adapter")
+
+    def finish(self, status: str) -> None:
+        """End the run as what it is."""
+        self.client.set_terminated(self.run, STATUS.get(status, "FAILED"))
+
+
+def _tags(section: TrackingSection, run_id: str) -> dict[str, str]:
+    tags = dict.fromkeys(section.tags, "true") | {RUN: run_id}
+    if section.group is not None:
+        tags["finetune.group"] = section.group
+    if section.notes is not None:
+        tags["mlflow.note.content"] = section.notes[:LONGEST_TAG]
+    return tags
+
+
+def flattened(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Each value that is set, by its path of keys; lists as they are written."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flattened(value, f"{before}{key}.")
+        elif value is not None:
+            yield f"{before}{key}", str(value)
+
+
+def start_mlflow(section: TrackingSection, run_id: str, recipe: dict[str, Any]) -> Tracker:
+    """MLflow in a thread of its own. Raises what keeps it from starting."""
+    return Background(lambda: MlflowTracker(section, run_id, recipe), uploads=section.upload_adapter)
