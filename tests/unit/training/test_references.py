@@ -18,7 +18,7 @@ from finetune.training.callbacks import document_values
 from tests.support.messages import hearing
 from tests.support.models import save_tiny_llama
 from tests.support.preferences import column
-from tests.support.processes import start
+from tests.support.processes import adapter_of, assert_equal, start
 from tests.support.recipes import MakeRecipe
 
 
@@ -128,6 +128,22 @@ def test_reference_values_that_changed_are_refused(pairs: MakeRecipe) -> None:
     save_file(values, run.path / VALUES)
     with pytest.raises(CheckpointError, match=r"has changed: what it holds has SHA-256 .* Put it back"):
         training.resume(run.path, recipe=None)
+
+
+def test_reference_values_with_a_flipped_bit_are_computed_again(pairs: MakeRecipe) -> None:
+    """Where no step was taken yet: the run ends in the undamaged one's adapter."""
+    whole, damaged = (start(pairs(), name=name) for name in ("whole", "damaged"))
+    for part in (damaged.adapter, *damaged.checkpoints.iterdir()):
+        shutil.rmtree(part)
+    damaged.write_summary(damaged.read_summary() | {"status": "stopped"})
+    content = bytearray((damaged.path / VALUES).read_bytes())
+    content[-1] ^= 1
+    (damaged.path / VALUES).write_bytes(content)
+    said: list[str] = []
+    with hearing(said.append):
+        training.resume(damaged.path, recipe=None)
+    assert any("is damaged" in line and line.endswith("It is computed again.") for line in said)
+    assert_equal(adapter_of(damaged), adapter_of(whole))
 
 
 def test_a_long_pass_says_what_is_left(pairs: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
