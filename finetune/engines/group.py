@@ -79,7 +79,8 @@ class Group:
         """Part from the others, all at once: a connection that is left to the interpreter's end can abort the
         process."""
         if distributed.is_initialized():
-            self.wait()
+            with contact(self):
+                self.wait()
             distributed.destroy_process_group()
 
     def any(self, flag: bool) -> bool:
