@@ -89,6 +89,7 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
     them. Raises LaunchError where the machines don't meet, KeyboardInterrupt where a signal came before the
     processes were there.
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
     from torch.distributed.launcher.api import LaunchConfig as AgentConfig
@@ -104,22 +105,24 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
         folder=run,
     )  # fmt: skip
     rendezvous_handler_registry.register(NAME, _given)
-    agent = AgentConfig(
-        min_nodes=launch.nodes,
-        max_nodes=launch.nodes,
-        nproc_per_node=launch.processes_here,
-        run_id=NAME,
-        rdzv_backend=NAME,
-        rdzv_configs={"meeting": meeting},
-        max_restarts=launch.max_restarts,
-        monitor_interval=0.2,
-    )
     outcome: list[BaseException | None] = []
     ended = threading.Event()
 
-    def work() -> None:
+    def work(folder: Path) -> None:
         signals.hold()  # also in the processes that are started here, until they listen
         try:
+            agent = AgentConfig(
+                min_nodes=launch.nodes,
+                max_nodes=launch.nodes,
+                nproc_per_node=launch.processes_here,
+                # By itself torch makes a folder for each launch, and leaves it there.
+                logs_specs=DefaultLogsSpecs(str(folder / "agent")),
+                run_id=NAME,
+                rdzv_backend=NAME,
+                rdzv_configs={"meeting": meeting},
+                max_restarts=launch.max_restarts,
+                monitor_interval=0.2,
+            )
             elastic_launch(agent, sys.executable)(*PROGRAM, *arguments)
         except BaseException as error:  # noqa: BLE001 - handed to the main thread
             outcome.append(error)
@@ -130,15 +133,16 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
 
     with _environment(launch, run) as folder, signals.listening() as requests, requests.deferring():
         # Beside the main thread the agent leaves signals alone; it would kill a process 30 seconds after one.
-        threading.Thread(target=work).start()
+        threading.Thread(target=work, args=(folder,)).start()
         said = FromWorkers(folder / FILE)
         killed = _pass_signals_on(requests, ended, stopped, said)
         said.finish()
-    (error,) = outcome
+        (error,) = outcome
+        failure = first_failure(error.failures) if isinstance(error, ChildFailedError) else None
     if killed:
         raise requests.ending()
-    if isinstance(error, ChildFailedError):
-        return first_failure(error.failures)
+    if failure is not None:
+        return failure
     if requests.stop is not None and isinstance(error, LaunchError):
         raise requests.ending()
     if error is not None:
