@@ -16,7 +16,7 @@ VIEWER = {
     "teams": {"edges": []}, "apiKeys": {"edges": []},
 }  # fmt: skip
 ANSWERS: dict[str, dict[str, Any]] = {
-    "upsertBucket": {"upsertBucket": {"bucket": RUN, "inserted": True}},
+    "upsertBucket": {"upsertBucket": {}},
     "serverInfo": {"serverInfo": {"features": [], "cliVersionInfo": {}, "latestLocalVersionInfo": None}},
     "viewer": {"viewer": VIEWER},
     "model(": {"model": None},
@@ -62,8 +62,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         found: dict[str, Any] = {}
         if self.path == "/graphql":
-            query = json.loads(body)["query"]
-            found = {"data": next((said for word, said in ANSWERS.items() if word in query), {})}
+            asked = json.loads(body)
+            found = {"data": next((said for word, said in ANSWERS.items() if word in asked["query"]), {})}
+            if "upsertBucket" in found["data"]:
+                run = RUN | {"name": asked["variables"].get("name") or "r"}
+                found = {"data": {"upsertBucket": {"bucket": run, "inserted": True}}}
         content = json.dumps(found).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
