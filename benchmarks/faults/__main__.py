@@ -40,14 +40,14 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=10.0, help="no fault begins after so long")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=1, help="how often each, at other moments")
     parser.add_argument("--only", default="", help="cases whose name has this: 'FAULT, PHASE, PROCESSES'")
     parser.add_argument("--again", action="store_true", help="those that failed or missed are run again")
     parser.add_argument("--table", action="store_true", help="print what was found, and run nothing")
     asked = parser.parse_args()
     until, folder = time.monotonic() + 60 * asked.minutes, asked.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    cases = [case for case in cases_of(asked.seed, asked.cases) if asked.only in case.name]
+    cases = [case for case in cases_of(asked.seed, asked.rounds) if asked.only in case.name]
     done = read(folder / LINES)
     if asked.again:
         done = {name: line for name, line in done.items() if line["verdict"] not in (FAILED, MISSED)}
@@ -68,9 +68,9 @@ def main() -> int:
     return 1 if any(line["verdict"] == FAILED for line in found) else 0
 
 
-def cases_of(seed: int, count: int) -> list[Case]:
-    """Every fault that this machine can have, in every phase, in a drawn order; again with other moments
-    until there are so many."""
+def cases_of(seed: int, rounds: int) -> list[Case]:
+    """Every fault that this machine can have, in every phase, in a drawn order; so often, each time at
+    another moment."""
     cells = []
     for fault in FAULTS:
         if (reason := fault.why_not()) is not None:
@@ -79,12 +79,11 @@ def cases_of(seed: int, count: int) -> list[Case]:
         for phase in fault.phases:
             several = phase in TRAINING
             cells += [(fault, phase, number) for number in fault.processes if several or number == 1]
-    cases: list[Case] = []
-    while len(cases) < count:
-        number = len(cases) // len(cells)
-        order = random.Random(f"{seed}, {number}").sample(cells, len(cells))
-        cases += [Case(*cell, number) for cell in order]
-    return cases[:count]
+    return [
+        Case(*cell, number)
+        for number in range(rounds)
+        for cell in random.Random(f"{seed}, {number}").sample(cells, len(cells))
+    ]
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:

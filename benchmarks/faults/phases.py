@@ -62,6 +62,8 @@ class Phase:
     verb: str = "train"
 
 
+_STRETCH = range(3)
+"""Steps that follow one another with nothing in between: one alone is over too soon to be hit."""
 _CHECKPOINT = "runs/*/checkpoints/checkpoint-{}"
 PHASES = (
     Phase("preparing", _there("cache/**/*.unfinished"), _there("cache/**/entry.json")),
@@ -70,8 +72,12 @@ PHASES = (
     Phase(
         "step",
         _logged("train/loss"),
-        _logged("train/loss", later=1),
-        [step for step in range(2, STEPS - 1) if step % SAVE_EVERY and step % EVALUATE_EVERY],
+        _logged("train/loss", later=len(_STRETCH)),
+        [
+            step
+            for step in range(1, STEPS - len(_STRETCH))
+            if all((step + more) % SAVE_EVERY and (step + more) % EVALUATE_EVERY for more in _STRETCH)
+        ],
     ),
     Phase(
         "evaluation",

@@ -107,6 +107,7 @@ class FlippedByte(Plain):
     name, loses = "flipped byte", True
     files: ClassVar = {
         "preparing": "cache/**/train.arrow",
+        "rehearsal": "cache/**/train.arrow",
         "reference": "runs/*/document_values.safetensors",
         "result": "runs/*/adapter/adapter_model.safetensors",
         "merge": "runs/*/adapter/adapter_model.safetensors",
@@ -114,13 +115,18 @@ class FlippedByte(Plain):
     }
 
     def strike(self, attempt: Attempt) -> str:
-        """Kill, then flip: in a checkpoint, where the phase leaves nothing else."""
+        """Kill, then flip: in a checkpoint where the phase leaves nothing else, or what came before it."""
         for command in attempt.commands:
             command.process.kill()
             command.wait(30)
         attempt.scene.left_alive()
-        pattern = self.files.get(attempt.phase.name, "runs/*/checkpoints/*/*")
-        found = [path for path in sorted(attempt.scene.folder.glob(pattern)) if path.stat().st_size]
+        for pattern in (
+            self.files.get(attempt.phase.name, "runs/*/checkpoints/*/*"),
+            self.files["reference"],
+        ):
+            found = [path for path in sorted(attempt.scene.folder.glob(pattern)) if path.stat().st_size]
+            if found:
+                break
         if not found:
             return "SIGKILL; nothing to flip was there yet"
         path = attempt.draw.choice(found)

@@ -59,13 +59,7 @@ class DocumentValues(TrainerCallback):
     ) -> None:
         """Compute them, or read what an earlier start computed. Raises CheckpointError where a resumed run
         has lost them."""
-        documents: dict[str, Sequence[Document]] = {
-            "train": self.feed.table,
-            "evaluation": self.trainer.evaluation,
-        }
-        if self.feed.has_counterparts:
-            documents["train_counterparts"] = self.feed.counterparts
-            documents["evaluation_counterparts"] = self.trainer.evaluation_counterparts
+        documents = self.documents()
         found = self._kept(documents, may_be_made=state.global_step == 0)
         if found is None and state.global_step:
             raise CheckpointError(
@@ -87,6 +81,17 @@ class DocumentValues(TrainerCallback):
                 f"{before} when the checkpoint was taken. Put it back, or start a new run."
             )
 
+    def documents(self) -> dict[str, Sequence[Document]]:
+        """Of which there are numbers, by name."""
+        found: dict[str, Sequence[Document]] = {
+            "train": self.feed.table,
+            "evaluation": self.trainer.evaluation,
+        }
+        if self.feed.has_counterparts:
+            found["train_counterparts"] = self.feed.counterparts
+            found["evaluation_counterparts"] = self.trainer.evaluation_counterparts
+        return found
+
     def _kept(
         self, documents: dict[str, Sequence[Document]], *, may_be_made: bool
     ) -> dict[str, np.ndarray] | None:
@@ -103,9 +108,10 @@ class DocumentValues(TrainerCallback):
                 logger.warning(f"{error} It is computed again.")
         if group.text_of_main(str(found is not None)) != str(True):
             return None
-        # The main process reads; the others, which may have no such file, add zeros.
-        found = zeros if found is None else found
-        return {name: self.trainer.reduced(torch.from_numpy(own)).numpy() for name, own in found.items()}
+        # The main process reads; the others, which may have no such file, add zeros. In one order: that of a
+        # file is another one each time it is read.
+        held = zeros if found is None else found
+        return {name: self.trainer.reduced(torch.from_numpy(held[name])).numpy() for name in documents}
 
     def _made(self, documents: dict[str, Sequence[Document]], model: nn.Module) -> dict[str, np.ndarray]:
         """What the model gives of the documents, which is kept."""
