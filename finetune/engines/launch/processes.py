@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
+AGENTS_PATIENCE_SECONDS = 25
+"""Less than the 30 seconds that torch's agent lets a process have to end, before it kills it."""
 REASONED = (FinetuneError.exit_code, CheckFailed.exit_code)
 """Exit codes of a process that refused its input, or of which a check failed."""
 
@@ -63,9 +65,15 @@ class Failure:
     message: str
     lost: bool = False
     """Whether all that it knows is that another process is gone."""
+    hung: int | None = None
+    """The rank of one that didn't end when it was asked to."""
 
     def text(self, log: Path | None) -> str:
         """What a person is told."""
+        if self.message and self.hung is not None:
+            return (
+                f"{self.message} Process {self.hung} hung: it didn't end when it was told to, and was killed."
+            )
         if self.message:
             return self.message
         how = (
@@ -229,13 +237,19 @@ def first_failure(failures: dict[int, Any]) -> Failure:
     """The process whose end is the others' reason, out of torch's ProcessFailures by rank.
 
     One that refuses its input, or fails a check, knows why. One that was killed could say nothing: it comes
-    next, because the agent itself kills those that don't end at its SIGTERM. The others only say that they
-    lost one, or were stopped.
+    next, but for one that the agent itself killed, half a minute after its SIGTERM. The others only say that
+    they lost one, or were stopped.
     """
+    began = min(failure.timestamp for failure in failures.values())
+    hung = [
+        rank
+        for rank, failure in failures.items()
+        if failure.exitcode == -signal.SIGKILL and failure.timestamp - began >= AGENTS_PATIENCE_SECONDS
+    ]
 
     def order(rank: int) -> tuple[int, int]:
         code = failures[rank].exitcode
-        if code == -signal.SIGTERM:  # by the agent
+        if code == -signal.SIGTERM or rank in hung:  # by the agent
             kind = 4
         elif code == 1 or failures[rank].error_file_data.get("lost"):  # as it told (tell_launcher)
             kind = 3
@@ -246,7 +260,8 @@ def first_failure(failures: dict[int, Any]) -> Failure:
     rank = min(failures, key=order)
     failure = failures[rank]
     message = str(failure.message) if Path(failure.error_file).is_file() else ""
-    return Failure(rank, failure.exitcode, message, lost=bool(failure.error_file_data.get("lost")))
+    lost = bool(failure.error_file_data.get("lost"))
+    return Failure(rank, failure.exitcode, message, lost=lost, hung=min(hung, default=None))
 
 
 @contextmanager
