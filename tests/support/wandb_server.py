@@ -16,7 +16,6 @@ VIEWER = {
     "teams": {"edges": []}, "apiKeys": {"edges": []},
 }  # fmt: skip
 ANSWERS: dict[str, dict[str, Any]] = {
-    "upsertBucket": {"upsertBucket": {}},
     "serverInfo": {"serverInfo": {"features": [], "cliVersionInfo": {}, "latestLocalVersionInfo": None}},
     "viewer": {"viewer": VIEWER},
     "model(": {"model": None},
@@ -62,17 +61,23 @@ class _Handler(BaseHTTPRequestHandler):
             return
         found: dict[str, Any] = {}
         if self.path == "/graphql":
-            asked = json.loads(body)
-            found = {"data": next((said for word, said in ANSWERS.items() if word in asked["query"]), {})}
-            if "upsertBucket" in found["data"]:
-                run = RUN | {"name": asked["variables"].get("name") or "r"}
-                found = {"data": {"upsertBucket": {"bucket": run, "inserted": True}}}
+            found = {"data": self._data(**json.loads(body))}
         content = json.dumps(found).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+    def _data(self, query: str, variables: dict[str, Any], **_: Any) -> dict[str, Any]:
+        if "upsertBucket" in query:
+            run = RUN | {"name": variables.get("name") or "r"}
+            return {"upsertBucket": {"bucket": run, "inserted": True}}
+        if "createRunFiles" in query:
+            place = f"http://127.0.0.1:{self.server.server_port}/files"
+            files = [{"name": name, "uploadUrl": place} for name in variables["files"]]
+            return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+        return next((said for word, said in ANSWERS.items() if word in query), {})
 
     do_GET = do_POST = do_PUT = _answer
 
