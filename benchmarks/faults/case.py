@@ -18,6 +18,7 @@ from benchmarks.faults.verdict import complaints, differences, refusal
 LIMIT_SECONDS = 240.0
 """How long a command may take that is to end."""
 ATTEMPTS = 4
+FINISHED = "is finished, and its schedule came to its end"
 HELD, TOLD, FAILED, MISSED = "same", "told", "FAILED", "missed"
 
 
@@ -135,6 +136,8 @@ def _judge(outcome: Outcome, attempt: Attempt, whole: Scene, words: list[str], *
         commands = scene.start(words)
         last, code = commands[0], _ended(outcome, commands, scene)
     why = refusal(last, code)
+    if why is not None and FINISHED in why:  # the fault came when all was done
+        why = None
     if why is not None and fault.loses:
         outcome.verdict, outcome.said = TOLD, why
     elif why is not None:

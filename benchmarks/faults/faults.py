@@ -144,7 +144,7 @@ class OutOfMemory(Plain):
                 group.rmdir()
 
     def strike(self, attempt: Attempt) -> str:
-        """No room is left but a megabyte, and a process that can't be killed takes it."""
+        """As little room is left as the kernel allows, and a process that can't be killed takes it."""
         group = attempt.scene.group
         assert group is not None  # noqa: S101 - around
         held = next(
@@ -152,12 +152,16 @@ class OutOfMemory(Plain):
             for line in (group / "memory.stat").read_text().splitlines()
             if line.startswith("total_rss ")
         )
-        (group / "memory.limit_in_bytes").write_text(str(held + 2**22))
+        for margin in range(2, 256, 16):
+            # Refused where that can't be had, for what the kernel itself needs.
+            with suppress(OSError):
+                (group / "memory.limit_in_bytes").write_text(str(held + margin * 2**20))
+                break
         before = _kills(group)
         balloon = (
             f"import os; open('/proc/self/oom_score_adj', 'w').write('-1000')\n"
             f"open('{group}/cgroup.procs', 'w').write(str(os.getpid()))\n"
-            "held = bytearray(2**26)\n"
+            "held = bytearray(2**29)\n"
         )
         with suppress(subprocess.TimeoutExpired):
             subprocess.run(

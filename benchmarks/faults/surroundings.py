@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,7 +116,11 @@ class FlippedByte(Plain):
     }
 
     def strike(self, attempt: Attempt) -> str:
-        """Kill, then flip: in a checkpoint where the phase leaves nothing else, or what came before it."""
+        """Kill, then flip: in a checkpoint where the phase leaves nothing else, or in what came before it.
+        What a phase writes at its end is waited for."""
+        own = self.files.get(attempt.phase.name)
+        while own and attempt.command.process.poll() is None and not list(attempt.scene.folder.glob(own)):
+            time.sleep(0.005)
         for command in attempt.commands:
             command.process.kill()
             command.wait(30)

@@ -276,6 +276,8 @@ def _environment(launch: Launch, run: Path | None) -> Iterator[Path]:
             environment.TIMEOUT: str(launch.timeout_minutes),
             environment.MESSAGES: str(folder / FILE),
         }
+        # A connection that fails, or a host without a name, is a warning with a page of torch's own frames.
+        os.environ.setdefault(LOG_LEVEL, "ERROR")
         if launch.nodes == 1:
             os.environ[environment.STORE] = str(folder)
         if "OMP_NUM_THREADS" not in os.environ:
