@@ -24,7 +24,7 @@ def complaints(command: Command, code: int | None, *, killed: bool) -> Iterator[
     errors = re.findall(r"^error: .*", command.err, re.MULTILINE)
     if code is None:
         yield "it doesn't end"
-    if "Traceback" in command.err or "Traceback" in command.out:
+    if any(sign in command.err + command.out for sign in ("Traceback", "frame #")):
         yield "a traceback"
     if "Logging error" in command.err:
         yield "an error in logging"
