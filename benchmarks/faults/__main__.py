@@ -19,6 +19,7 @@ import random
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,10 @@ def main() -> int:
     until, folder = time.monotonic() + 60 * asked.minutes, asked.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     cases = [case for case in cases_of(asked.seed, asked.rounds) if asked.only in case.name]
+    if not cases:
+        parser.error(
+            f"--only {asked.only!r}: no case has this in its name, such as 'disk full, saving, 2, 0'"
+        )
     done = read(folder / LINES)
     if asked.again:
         done = {name: line for name, line in done.items() if line["verdict"] not in (FAILED, MISSED)}
@@ -87,9 +92,13 @@ def cases_of(seed: int, rounds: int) -> list[Case]:
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The last line of each case."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return {line["case"]: line for line in map(json.loads, lines)}
+    """The last line of each case; one that a kill cut short is none, and its case is run again."""
+    found = {}
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            line = json.loads(text)
+            found[line["case"]] = line
+    return found
 
 
 def undisturbed(folder: Path) -> dict[str, dict[str, float]]:

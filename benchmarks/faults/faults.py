@@ -133,8 +133,9 @@ class OutOfMemory(Plain):
     @contextmanager
     def around(self, scene: Scene) -> Iterator[None]:
         """A group of its own."""
-        group = Path(self.root) / f"finetune-faults-{os.getpid()}"
-        group.mkdir()
+        group = Path(self.root) / scene.token
+        group.mkdir(exist_ok=True)
+        (group / "memory.limit_in_bytes").write_text("-1")
         scene.group = group
         try:
             yield

@@ -32,6 +32,8 @@ class DiskFull(Plain):
     @contextmanager
     def around(self, scene: Scene) -> Iterator[None]:
         """A small disk of its own."""
+        while os.path.ismount(scene.folder):  # a campaign that was killed
+            _ran("umount", "-l", str(scene.folder))
         _ran("mount", "-t", "tmpfs", "-o", f"size={self.size}", "tmpfs", str(scene.folder))
         try:
             yield
@@ -70,12 +72,10 @@ class CutNetwork(Plain):
     @contextmanager
     def around(self, scene: Scene) -> Iterator[None]:
         """Two machines with an address each, and one process on each."""
-        hosts = [
-            (f"ff{os.getpid()}-{rank}", f"ff{rank}-{os.getpid()}"[:15], f"10.98.0.{rank + 1}")
-            for rank in (0, 1)
-        ]
+        hosts = [(f"{scene.token}-{rank}", f"{scene.token}{rank}", f"10.98.0.{rank + 1}") for rank in (0, 1)]
         try:
             for name, _, _ in hosts:
+                _ran("ip", "netns", "del", name, check=False)  # a campaign that was killed
                 _ran("ip", "netns", "add", name)
             _ran("ip", "link", "add", hosts[0][1], "type", "veth", "peer", "name", hosts[1][1])
             for name, cable, address in hosts:
