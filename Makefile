@@ -93,7 +93,7 @@ bench-texts: $(VENV)/.installed-dev  ## how long a megabyte of each nasty text t
 bench-fuzz: $(VENV)/.installed-dev  ## 2,000 changed models, adapters and runs through the command line: no traceback, no hang
 	$(BIN)/python benchmarks/bench_fuzz.py
 
-bench-faults: $(VENV)/.installed-dev  ## 124 seeded faults in the phases of a run, in slices of ten minutes that go on in FAULTS
+bench-faults: $(VENV)/.installed-dev  ## 117 seeded faults in the phases of a run, in slices of ten minutes that go on in FAULTS
 	$(BIN)/python -m benchmarks.faults $(or $(FAULTS),/tmp/finetune-faults)
 
 bench-tasks: $(VENV)/.installed-dev  ## what minutes of training bring for each task on small real data, and how fast answers are
