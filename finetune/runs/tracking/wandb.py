@@ -69,7 +69,7 @@ class WandbTracker:
             self.run.log_artifact(artifact)
 
     def finish(self) -> None:
-        """Write what is outstanding; a server that doesn't take it is waited for no longer than that."""
+        """Write what is outstanding; a server that doesn't take it isn't waited for any longer."""
         written = self.run.settings.sync_dir
         try:
             self.run.finish()
