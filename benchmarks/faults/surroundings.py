@@ -101,6 +101,12 @@ class CutNetwork(Plain):
         _ran("ip", "-n", self.cable[0], "link", "set", self.cable[1], "up")
 
 
+def _written(scene: Scene, pattern: str) -> list[Path]:
+    """Files that hold something, and aren't being written."""
+    found = (path for path in sorted(scene.folder.glob(pattern)) if path.parent.suffix != ".unfinished")
+    return [path for path in found if path.is_file() and path.stat().st_size]
+
+
 class FlippedByte(Plain):
     """A byte of what was written is another one, after the command was killed; of a finished run's adapter or
     base before it is merged or exported."""
@@ -119,19 +125,14 @@ class FlippedByte(Plain):
         """Kill, then flip: in a checkpoint where the phase leaves nothing else, or in what came before it.
         What a phase writes at its end is waited for."""
         own = self.files.get(attempt.phase.name)
-        while own and attempt.command.process.poll() is None and not list(attempt.scene.folder.glob(own)):
+        while own and attempt.command.process.poll() is None and not _written(attempt.scene, own):
             time.sleep(0.005)
         for command in attempt.commands:
             command.process.kill()
             command.wait(30)
         attempt.scene.left_alive()
-        for pattern in (
-            self.files.get(attempt.phase.name, "runs/*/checkpoints/*/*"),
-            self.files["reference"],
-        ):
-            found = [path for path in sorted(attempt.scene.folder.glob(pattern)) if path.stat().st_size]
-            if found:
-                break
+        found = _written(attempt.scene, own or "runs/*/checkpoints/*/*")
+        found = found or _written(attempt.scene, self.files["reference"])
         if not found:
             return "SIGKILL; nothing to flip was there yet"
         path = attempt.draw.choice(found)
