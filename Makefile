@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-kernels bench-launch bench-distill bench-grpo bench-many bench-merge bench-gpu bench-serve bench-generate bench-rounding bench-prune bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
+.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-kernels bench-launch bench-distill bench-grpo bench-many bench-merge bench-gpu bench-serve bench-generate bench-rounding bench-prune bench-plan bench-runs bench-texts bench-fuzz bench-faults bench-tasks docs check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -92,6 +92,9 @@ bench-texts: $(VENV)/.installed-dev  ## how long a megabyte of each nasty text t
 
 bench-fuzz: $(VENV)/.installed-dev  ## 2,000 changed models, adapters and runs through the command line: no traceback, no hang
 	$(BIN)/python benchmarks/bench_fuzz.py
+
+bench-faults: $(VENV)/.installed-dev  ## 117 seeded faults in the phases of a run, in slices of ten minutes that go on in FAULTS
+	$(BIN)/python -m benchmarks.faults $(or $(FAULTS),/tmp/finetune-faults)
 
 bench-tasks: $(VENV)/.installed-dev  ## what minutes of training bring for each task on small real data, and how fast answers are
 	$(BIN)/python benchmarks/bench_evaluate.py

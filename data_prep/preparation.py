@@ -23,7 +23,7 @@ from data_prep.formats.python import check_allowed
 from data_prep.messages import Example
 from data_prep.pipeline import Pipeline
 from data_prep.sources import source_digest, source_name
-from data_prep.table.cache import obtain, report_of
+from data_prep.table.cache import intact_report, obtain
 from data_prep.table.cache_key import identity_of, reads_more, stamps_of
 from data_prep.table.documents import DocumentTable, TableWriter
 from data_prep.truncation import overlap_of
@@ -135,7 +135,7 @@ def prepare(
             encoding=encoding,
             before_input=pipeline.rules.before_input,
         )
-        stored = report_of(cache / earlier) if earlier is not None else None
+        stored = intact_report(cache / earlier) if earlier is not None else None
         if earlier is not None and stored is not None and not reads_more(stored):
             folder, values = cache / earlier, stored
         else:

@@ -74,7 +74,7 @@ def _new_folder(parent: Path, prefix: str) -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         try:
-            handle = _locked(folder)
+            handle = locked_folder(folder)
         except OSError:  # no locks here (NFS): no other process gets one either, so none removes it
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if handle is not None:
@@ -91,7 +91,7 @@ def sweep(parent: Path, prefixes: tuple[str, ...] = PREFIXES) -> None:
             status = entry.stat(follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
                 continue
-            handle = _locked(Path(entry.path))
+            handle = locked_folder(Path(entry.path))
         except OSError:  # its process has just removed it
             continue
         if handle is not None:
@@ -101,7 +101,7 @@ def sweep(parent: Path, prefixes: tuple[str, ...] = PREFIXES) -> None:
                 os.close(handle)
 
 
-def _locked(folder: Path) -> int | None:
+def locked_folder(folder: Path) -> int | None:
     """A descriptor that holds a folder's lock; None if another process has it or the folder is gone.
 
     Raises OSError where the file system has no locks.

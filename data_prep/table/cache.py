@@ -30,7 +30,7 @@ logger = logging.getLogger("finetune.data_prep")  # one logger for the toolkit
 
 UNFINISHED = ".unfinished"
 SUMMARY = "entry.json"
-"""Written last into an entry: the report, and the sizes of the other files, to detect damaged entries."""
+"""Written last into an entry: the report, and size and hash of each other file, to detect damaged entries."""
 KEY = re.compile(r"[0-9a-f]{32}")
 
 
@@ -59,10 +59,10 @@ def obtain(cache: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> tup
     the cache can't be written to (a full disk, say); nothing is left behind then.
     """
     folder = cache / key
-    if (report := report_of(folder)) is not None:
+    if (report := intact_report(folder)) is not None:
         return folder, report
     with writing(cache), locked(cache / f"{key}.lock"):
-        if (report := report_of(folder)) is not None:
+        if (report := intact_report(folder)) is not None:
             return folder, report
         if folder.is_symlink():
             raise link_error(folder)
@@ -73,8 +73,11 @@ def obtain(cache: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> tup
         make_private(unfinished)
         try:
             report = make(unfinished)
-            sizes = {file.name: file.stat().st_size for file in sorted(unfinished.iterdir())}
-            (unfinished / SUMMARY).write_text(json.dumps({"files": sizes, "report": report}))
+            files = sorted(unfinished.iterdir())
+            sizes = {file.name: file.stat().st_size for file in files}
+            hashes = {file.name: _hash(file) for file in files}
+            summary = {"files": sizes, "xxh3_128": hashes, "report": report}
+            (unfinished / SUMMARY).write_text(json.dumps(summary))
             for file in unfinished.iterdir():
                 _to_disk(file)
             unfinished.rename(folder)
@@ -161,6 +164,29 @@ def report_of(folder: Path) -> dict[str, Any] | None:
     ):  # missing, or not a summary: it is made again
         return None
     return report if whole else None
+
+
+def intact_report(folder: Path) -> dict[str, Any] | None:
+    """The same, having read all of it: None also where a byte isn't what was written, which is said."""
+    report = report_of(folder)
+    if report is None:
+        return None
+    hashes = read_json(folder / SUMMARY).get("xxh3_128", {})  # of an earlier version's entry it isn't known
+    damaged = [name for name, expected in hashes.items() if _hash(folder / name) != expected]
+    if damaged:
+        logger.warning(f"{folder / damaged[0]} is not what was written: the data are prepared again")
+        return None
+    return report
+
+
+def _hash(file: Path) -> str:
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as content:
+        while part := content.read(2**22):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 @contextmanager

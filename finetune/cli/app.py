@@ -214,11 +214,12 @@ def _run() -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             full = error.filename2 or error.filename  # of a copy the second is what was written
-            _tell(
-                f"the disk is full{f': {full}' if full else ''}; make room there",
-                [],
-                as_json=as_json,
+            where = (
+                f": {full}; make room there"
+                if full
+                else ("; make room where the output, the cache and temporary files lie")
             )
+            _tell(f"the disk is full{where}", [], as_json=as_json)
             return FinetuneError.exit_code
         if error.filename is None:  # not about a file that the user named
             return _bug()

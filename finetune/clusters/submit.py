@@ -9,7 +9,7 @@ from finetune.clusters.base import Cluster
 from finetune.clusters.job import Asked, job_of, spread_of
 from finetune.clusters.registry import find_cluster, settings_of
 from finetune.recipe.load import LoadedRecipe
-from finetune.runs.folder import JOB, create_run
+from finetune.runs.folder import JOB, RunFolder, create_run
 
 
 class WrittenJob(NamedTuple):
@@ -41,24 +41,27 @@ def write_job(
     spread = spread_of(asked, settings, loaded.recipe)
     output = loaded.recipe.output
     folder, name = Path(output.folder), output.name or loaded.name
-    made: Path | None = None
+    made: RunFolder | None = None
     if not cluster.shares_files:
         run = cluster.run_folder(f"{name}-{secrets.token_hex(3)}", settings)
     elif dry_run:
         run = folder / f"{name}-NNN"
     else:
-        run = made = create_run(folder, name).path
+        made = create_run(folder, name)
+        run = made.path
     try:
         text = cluster.render(job_of(loaded, asked, cluster, settings, spread, run=run), settings)
         if dry_run:
             return WrittenJob(text, None, run, None, None)
-        file = made / JOB / cluster.file if made is not None else Path.cwd() / f"{run.name}.{cluster.file}"
+        file = (
+            made.path / JOB / cluster.file if made is not None else Path.cwd() / f"{run.name}.{cluster.file}"
+        )
         return WrittenJob(
             text, file, run, cluster.command(file), _carry_out(cluster, file, text, submit=submit)
         )
     except BaseException:
         if made is not None:
-            shutil.rmtree(made)
+            shutil.rmtree(made.path)
         raise
 
 

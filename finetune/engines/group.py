@@ -79,7 +79,8 @@ class Group:
         """Part from the others, all at once: a connection that is left to the interpreter's end can abort the
         process."""
         if distributed.is_initialized():
-            self.wait()
+            with contact(self):
+                self.wait()
             distributed.destroy_process_group()
 
     def any(self, flag: bool) -> bool:
@@ -152,9 +153,10 @@ def contact(group: Group) -> Iterator[None]:
         lost = isinstance(error, distributed.DistError) or any(text in str(error) for text in LOST)
         if group.world_size == 1 or not lost or is_out_of_memory(error):
             raise
+        reason = str(error).splitlines()[0].rstrip(". ")
         raise PeerLost(
-            f"process {group.rank} lost the others: {str(error).splitlines()[0]} One of them ended, or the "
-            "network between them; go on from the last whole checkpoint with finetune train --resume."
+            f"process {group.rank} lost the others: {reason}. One of them ended, or the network between "
+            "them; go on from the last whole checkpoint with finetune train --resume."
         ) from error
 
 

@@ -46,6 +46,10 @@ class ModelTarget(Protocol):
         """The fingerprint of the base's folder that the adapter was trained on."""
 
     @property
+    def adapter_sha256(self) -> str | None:
+        """Of the adapter's weights, as its run left them."""
+
+    @property
     def base_mask(self) -> str | None:
         """The SHA-256 of the mask that the adapter was trained with; None where its base was not pruned."""
 
@@ -63,7 +67,8 @@ class ModelTarget(Protocol):
 
 
 def unchanged_base(target: ModelTarget) -> Base:
-    """The base of a target, which must be the one that its adapter was trained on.
+    """The base of a target, which must be the one that its adapter was trained on, as the adapter must be the
+    one that its run wrote.
 
     Raises ModelError where it can't be found, its content differs from what was trained on, or it is pruned
     by another mask than the adapter was trained with.
@@ -77,8 +82,19 @@ def unchanged_base(target: ModelTarget) -> Base:
             "mean with --base."
         )
     if target.adapter is not None:
+        _refuse_other_weights(target.adapter, target)
         refuse_other_mask(base, target.base_mask, target.description)
     return base
+
+
+def _refuse_other_weights(adapter: Path, target: ModelTarget) -> None:
+    written, path = target.adapter_sha256, adapter / ADAPTER_WEIGHTS
+    if written is not None and (found := remembered_sha256(path)) != written:
+        raise ModelError(
+            f"{path} is not what {target.description} wrote: its SHA-256 was {written}, and is {found}. Put "
+            "back a copy of it, or name the run's last checkpoint; if it was changed on purpose, name a copy "
+            "of its folder outside the run."
+        )
 
 
 def fingerprint_of(target: ModelTarget) -> dict[str, str]:

@@ -20,6 +20,8 @@ from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 LOCK_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
 """Version 1 lacks origins, git and the final metrics; versions 1 and 2 lack the rules."""
+ADAPTER_SHA256 = "adapter_sha256"
+"""In `final`: of the adapter's weights, as they were written."""
 HEADER = "# Written by finetune; `finetune train --resume` and `finetune runs` read it. Don't edit it.\n"
 
 
@@ -77,7 +79,7 @@ class Lock:
     origins: dict[str, str] = field(default_factory=dict)
     """Where each value of the recipe was written."""
     final: dict[str, Any] = field(default_factory=dict)
-    """The metrics at the end; empty until then."""
+    """The metrics at the end, and hashes of what was written; empty until then."""
 
     def as_dict(self) -> dict[str, Any]:
         """The lock as plain values, the recipe last."""

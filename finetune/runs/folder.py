@@ -48,6 +48,7 @@ from data_prep.temporary import remove_tree
 from finetune.errors import CheckpointError, LaunchError
 from finetune.recipe.paths import LOCK
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
+from finetune.runs.abandoned import alone_in, hold, is_abandoned
 
 logger = logging.getLogger(__name__)
 
@@ -230,15 +231,21 @@ def is_run(path: Path) -> bool:
 
 def create_run(folder: Path, name: str) -> RunFolder:
     """A new run folder, FOLDER/NAME-001 or the next number that is free; an existing run is never written
-    to."""
+    to, and one that never began, because its process was killed, makes room."""
     folder.mkdir(parents=True, exist_ok=True)
     number = 1
-    while True:
-        path = folder / f"{name}-{number:03d}"
-        try:
-            return make_run(path)
-        except FileExistsError:
-            number += 1
+    with alone_in(folder):
+        while True:
+            path = folder / f"{name}-{number:03d}"
+            if is_abandoned(path):
+                remove_tree(path)
+            try:
+                run = make_run(path)
+            except FileExistsError:
+                number += 1
+            else:
+                hold(path, run)
+                return run
 
 
 def make_run(path: Path) -> RunFolder:

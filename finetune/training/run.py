@@ -77,7 +77,7 @@ def start(
         logger.info("the recipe's section sweep is for finetune sweep: this trains the recipe as it is")
     recipe = tracked(recipe)
     group = this_group()
-    with signals.listening() as requests:
+    with signals.listening() as requests, contact(group):
         if group.is_main:
             sweep(Path(tempfile.gettempdir()))
         inputs = replace(build.build_inputs(recipe, rules=rules, allow_code=allow_code), member=member)
@@ -132,6 +132,7 @@ def resume(
     run = open_run(path)
     with (
         signals.listening() as requests,
+        contact(group),
         _claimed(run, group),
         journal(run.log_of(group.rank), alone=member is None),
     ):
@@ -177,9 +178,12 @@ def resume(
 
 def _run_folder(recipe: Recipe, name: str, folder: Path | None, group: Group) -> RunFolder:
     """The run's folder, which the main process makes where no launcher did."""
+    made = None
     if folder is None and group.is_main:
-        folder = create_run(Path(recipe.output.folder), recipe.output.name or name).path
-    return RunFolder(Path(group.text_of_main(str(folder.resolve()) if folder is not None else "")))
+        made = create_run(Path(recipe.output.folder).resolve(), recipe.output.name or name)
+        folder = made.path
+    path = group.text_of_main(str(folder.resolve()) if folder is not None else "")
+    return made or RunFolder(Path(path))
 
 
 @contextmanager
@@ -222,7 +226,6 @@ def _deferring(requests: signals.Requests, group: Group) -> Iterator[None]:
     Raises KeyboardInterrupt where it came before.
     """
     with requests.deferring():
-        with contact(group):
-            if group.any(requests.stop is not None):
-                raise requests.ending()
+        if group.any(requests.stop is not None):
+            raise requests.ending()
         yield

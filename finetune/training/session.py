@@ -23,9 +23,11 @@ from finetune.evaluation.report_tables import score_lines
 from finetune.generation.asking import Asked, asked
 from finetune.hub.card import write_result_card
 from finetune.models.adapters.adapter import count_parameters
+from finetune.models.bases.folder import ADAPTER_WEIGHTS
+from finetune.models.bases.hashes import file_sha256
 from finetune.models.device import choose_device, choose_threads
 from finetune.models.kernels.fp8 import unrounded
-from finetune.recipe.lock import Lock
+from finetune.recipe.lock import ADAPTER_SHA256, Lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.every import NEVER
 from finetune.recipe.schema.tracking import TrackingSection
@@ -315,14 +317,17 @@ class TrainingSession:
         self.summary = found = self._summary(status, error_text)
         if not self.group.is_main:
             return
-        self.run.write_summary(found)
         if status == "finished":
+            # Before the summary says so: a run that is finished is never gone on with.
             final = {name: value for name, value in found.items() if is_metric(name)}
             if self.trainer.values_hash:
                 final["document_values_sha256"] = self.trainer.values_hash
+            if self.run.adapter.is_dir():
+                final[ADAPTER_SHA256] = file_sha256(self.run.adapter / ADAPTER_WEIGHTS)
             write_private(self.run.lock_path, replace(self.lock, final=final).to_yaml())
             if self.inputs.base.mask is None:  # whose card says what plain peft would do to it
                 write_result_card(self.run, self.lock, found)
+        self.run.write_summary(found)
 
     def _take_steps(self) -> None:
         if self.checkpoint is None:

@@ -73,7 +73,8 @@ def test_strangers_and_the_working_folder_run_no_code(
     """A launch listens on loopback alone; pickles that are sent to each of its ports are read by nobody, and
     it ends well.
 
-    Nor does it run a finetune.py or a data_prep of the folder that it is started in.
+    Nor does it run a finetune.py or a data_prep of the folder that it is started in, nor leave a folder of
+    torch's own among the temporary files.
     """
     recipe = recipe_of(train, tmp_path, 100)
     own = tmp_path / "own.txt"
@@ -86,6 +87,7 @@ def test_strangers_and_the_working_folder_run_no_code(
         path.write_text(f"open({str(own)!r}, 'a').write(__name__)\n")
     (tmp_path / "recipes").mkdir()
     command = [str(Path(sys.executable).with_name("finetune"))]
+    (temporary := tmp_path / "temporary").mkdir()
     ran = tmp_path / "ran"
     payload = pickle.dumps(Payload(f"touch {ran}"))
     pickle.loads(payload)  # noqa: S301 - it does what it is meant to
@@ -93,7 +95,7 @@ def test_strangers_and_the_working_folder_run_no_code(
     ran.unlink()
     launch = subprocess.Popen(
         [*command, "train", str(recipe), "--launch", engine, "--processes", "2"],
-        env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment | {"TMPDIR": str(temporary)}, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     hosts = {
         address.address
@@ -118,6 +120,7 @@ def test_strangers_and_the_working_folder_run_no_code(
     assert {address for address, _ in seen} == {"127.0.0.1"}
     assert not ran.exists()
     assert not own.exists()
+    assert not list(temporary.glob("torchelastic*"))
 
 
 @pytest.mark.long

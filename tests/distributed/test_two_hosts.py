@@ -156,6 +156,7 @@ def test_a_cut_cable(train: Train, tmp_path: Path, environment: dict[str, str], 
     outputs = [launch.communicate(timeout=90) for launch in launches]
     assert time.monotonic() - cut < 75
     assert all("lost the others" in stderr for _, stderr in outputs), outputs
+    assert not any("[c10d]" in stderr for _, stderr in outputs), outputs
     command = [sys.executable, "-m", "finetune", "train", "--resume", str(run)]
     done = subprocess.run(
         command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120

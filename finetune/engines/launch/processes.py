@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
+AGENTS_PATIENCE_SECONDS = 25
+"""Less than the 30 seconds that torch's agent lets a process have to end, before it kills it."""
 REASONED = (FinetuneError.exit_code, CheckFailed.exit_code)
 """Exit codes of a process that refused its input, or of which a check failed."""
 
@@ -63,9 +65,15 @@ class Failure:
     message: str
     lost: bool = False
     """Whether all that it knows is that another process is gone."""
+    hung: int | None = None
+    """The rank of one that didn't end when it was asked to."""
 
     def text(self, log: Path | None) -> str:
         """What a person is told."""
+        if self.message and self.hung is not None:
+            return (
+                f"{self.message} Process {self.hung} hung: it didn't end when it was told to, and was killed."
+            )
         if self.message:
             return self.message
         how = (
@@ -89,6 +97,7 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
     them. Raises LaunchError where the machines don't meet, KeyboardInterrupt where a signal came before the
     processes were there.
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
     from torch.distributed.launcher.api import LaunchConfig as AgentConfig
@@ -104,22 +113,24 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
         folder=run,
     )  # fmt: skip
     rendezvous_handler_registry.register(NAME, _given)
-    agent = AgentConfig(
-        min_nodes=launch.nodes,
-        max_nodes=launch.nodes,
-        nproc_per_node=launch.processes_here,
-        run_id=NAME,
-        rdzv_backend=NAME,
-        rdzv_configs={"meeting": meeting},
-        max_restarts=launch.max_restarts,
-        monitor_interval=0.2,
-    )
     outcome: list[BaseException | None] = []
     ended = threading.Event()
 
-    def work() -> None:
+    def work(folder: Path) -> None:
         signals.hold()  # also in the processes that are started here, until they listen
         try:
+            agent = AgentConfig(
+                min_nodes=launch.nodes,
+                max_nodes=launch.nodes,
+                nproc_per_node=launch.processes_here,
+                # By itself torch makes a folder for each launch, and leaves it there.
+                logs_specs=DefaultLogsSpecs(str(folder / "agent")),
+                run_id=NAME,
+                rdzv_backend=NAME,
+                rdzv_configs={"meeting": meeting},
+                max_restarts=launch.max_restarts,
+                monitor_interval=0.2,
+            )
             elastic_launch(agent, sys.executable)(*PROGRAM, *arguments)
         except BaseException as error:  # noqa: BLE001 - handed to the main thread
             outcome.append(error)
@@ -130,15 +141,16 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
 
     with _environment(launch, run) as folder, signals.listening() as requests, requests.deferring():
         # Beside the main thread the agent leaves signals alone; it would kill a process 30 seconds after one.
-        threading.Thread(target=work).start()
+        threading.Thread(target=work, args=(folder,)).start()
         said = FromWorkers(folder / FILE)
         killed = _pass_signals_on(requests, ended, stopped, said)
         said.finish()
-    (error,) = outcome
+        (error,) = outcome
+        failure = first_failure(error.failures) if isinstance(error, ChildFailedError) else None
     if killed:
         raise requests.ending()
-    if isinstance(error, ChildFailedError):
-        return first_failure(error.failures)
+    if failure is not None:
+        return failure
     if requests.stop is not None and isinstance(error, LaunchError):
         raise requests.ending()
     if error is not None:
@@ -225,13 +237,19 @@ def first_failure(failures: dict[int, Any]) -> Failure:
     """The process whose end is the others' reason, out of torch's ProcessFailures by rank.
 
     One that refuses its input, or fails a check, knows why. One that was killed could say nothing: it comes
-    next, because the agent itself kills those that don't end at its SIGTERM. The others only say that they
-    lost one, or were stopped.
+    next, but for one that the agent itself killed, half a minute after its SIGTERM. The others only say that
+    they lost one, or were stopped.
     """
+    began = min(failure.timestamp for failure in failures.values())
+    hung = [
+        rank
+        for rank, failure in failures.items()
+        if failure.exitcode == -signal.SIGKILL and failure.timestamp - began >= AGENTS_PATIENCE_SECONDS
+    ]
 
     def order(rank: int) -> tuple[int, int]:
         code = failures[rank].exitcode
-        if code == -signal.SIGTERM:  # by the agent
+        if code == -signal.SIGTERM or rank in hung:  # by the agent
             kind = 4
         elif code == 1 or failures[rank].error_file_data.get("lost"):  # as it told (tell_launcher)
             kind = 3
@@ -242,7 +260,8 @@ def first_failure(failures: dict[int, Any]) -> Failure:
     rank = min(failures, key=order)
     failure = failures[rank]
     message = str(failure.message) if Path(failure.error_file).is_file() else ""
-    return Failure(rank, failure.exitcode, message, lost=bool(failure.error_file_data.get("lost")))
+    lost = bool(failure.error_file_data.get("lost"))
+    return Failure(rank, failure.exitcode, message, lost=lost, hung=min(hung, default=None))
 
 
 @contextmanager
@@ -257,6 +276,8 @@ def _environment(launch: Launch, run: Path | None) -> Iterator[Path]:
             environment.TIMEOUT: str(launch.timeout_minutes),
             environment.MESSAGES: str(folder / FILE),
         }
+        # A connection that fails, or a host without a name, is a warning with a page of torch's own frames.
+        os.environ.setdefault(LOG_LEVEL, "ERROR")
         if launch.nodes == 1:
             os.environ[environment.STORE] = str(folder)
         if "OMP_NUM_THREADS" not in os.environ:

@@ -323,6 +323,9 @@ def save_adapter(
     """
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = base_name, revision
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(found := getattr(config, name, None), set):
+            setattr(config, name, sorted(found))  # a set's order is another one in each process
     # The rows of added tokens are in the adapter by themselves; a copy of the whole embedding is not wanted.
     model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.recipe.schema.tracking import TrackingSection
-from finetune.runs.tracking.background import Background
 from finetune.runs.tracking.base import GeneratedSample, Tracker, table_of
+from finetune.runs.tracking.queued import QueuedTracker
 
 logger = logging.getLogger(__name__)
 
@@ -118,4 +118,4 @@ def flattened(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str
 
 def start_mlflow(section: TrackingSection, run_id: str, recipe: dict[str, Any]) -> Tracker:
     """MLflow in a thread of its own. Raises what keeps it from starting."""
-    return Background(lambda: MlflowTracker(section, run_id, recipe), uploads=section.upload_adapter)
+    return QueuedTracker(lambda: MlflowTracker(section, run_id, recipe), uploads=section.upload_adapter)

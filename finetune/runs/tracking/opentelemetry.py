@@ -15,8 +15,8 @@ from data_prep.disk import append_own
 from finetune import __version__
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.runs.folder import TELEMETRY
-from finetune.runs.tracking.background import Background
 from finetune.runs.tracking.base import GeneratedSample, Tracker
+from finetune.runs.tracking.queued import QueuedTracker
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricExporter, MetricsData
@@ -109,4 +109,4 @@ def _resource(section: TrackingSection, run_id: str) -> Any:
 
 def start_opentelemetry(section: TrackingSection, run_id: str, folder: Path) -> Tracker:
     """OpenTelemetry in a thread of its own. Raises what keeps it from starting."""
-    return Background(lambda: OpenTelemetryTracker(section, run_id, folder))
+    return QueuedTracker(lambda: OpenTelemetryTracker(section, run_id, folder))

@@ -16,6 +16,10 @@ from finetune.runs.tracking.wandb_settings import NO_ACCOUNT, Mode, has_account,
 
 logger = logging.getLogger(__name__)
 
+FINISH_SECONDS, UPLOAD_SECONDS = 120.0, 3600.0
+"""How long wandb's server may take for what is outstanding at the end of a run: metrics, which it was sent
+all along, or an adapter too."""
+
 
 class WandbTracker:
     """A wandb run: online with an account, else offline files that `wandb sync` uploads later."""
@@ -26,7 +30,9 @@ class WandbTracker:
         import wandb
 
         self.section, self.run_id = section, run_id
-        settings = open_settings(run_id, str(folder))
+        settings = open_settings(
+            run_id, str(folder), UPLOAD_SECONDS if section.upload_adapter else FINISH_SECONDS
+        )
         if "dir" in settings:
             make_private(folder / WANDB)
         with _command_line_without_secrets():
@@ -63,8 +69,15 @@ class WandbTracker:
             self.run.log_artifact(artifact)
 
     def finish(self, status: str) -> None:
-        """Write what is outstanding."""
-        self.run.finish(exit_code=int(status == "failed"))
+        """Write what is outstanding; a server that doesn't take it isn't waited for any longer."""
+        written = self.run.settings.sync_dir
+        try:
+            self.run.finish(exit_code=int(status == "failed"))
+        except TimeoutError:
+            logger.warning(
+                f"wandb's server doesn't take what is outstanding, and is waited for no longer: `wandb sync "
+                f"{written}` uploads it later"
+            )
 
 
 @contextlib.contextmanager

@@ -64,14 +64,20 @@ def wandb_mode(section: TrackingSection) -> Mode:
     return mode or ("online" if has_account() else "offline")
 
 
-def open_settings(run_id: str, folder: str) -> dict[str, Any]:
-    """What wandb.init is given beside the recipe's own: for each that wandb's environment says, nothing."""
+def open_settings(run_id: str, folder: str, finish_seconds: float) -> dict[str, Any]:
+    """What wandb.init is given beside the recipe's own: for each that wandb's environment says, nothing.
+
+    At the end of a run its server is waited for `finish_seconds`; by itself wandb waits for ever.
+    """
     import wandb
 
     said = global_settings().model_fields_set
     chosen = {"name": ("run_name", run_id), "dir": ("root_dir", folder), "resume": ("resume", "allow")}
     # A run of its own, also beside another one of this process, which wandb would give back.
-    wanted = (("console", "off"), ("silent", True), ("reinit", "create_new"))
+    wanted = (
+        ("console", "off"), ("silent", True), ("reinit", "create_new"),
+        ("finish_timeout", finish_seconds), ("finish_timeout_raises", True),
+    )  # fmt: skip
     more: dict[str, Any] = {name: value for name, value in wanted if name not in said}
     found = {name: value for name, (field, value) in chosen.items() if field not in said}
     return found | {"settings": wandb.Settings(**more)}

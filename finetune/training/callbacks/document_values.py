@@ -1,6 +1,7 @@
 """What an objective computes of each document before step 1: once for a run, kept in its folder, read when it
 is resumed."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,8 @@ Batches = Iterable[tuple[list[int], dict[str, Any]]]
 
 SECONDS_BETWEEN_LINES = 60.0
 
+DIGEST = "sha256"
+"""In the file's metadata: of its content without any."""
 BYTES_OF_NAMES = 1 << 16
 """More than a safetensors header with two tensors takes."""
 
@@ -56,14 +59,8 @@ class DocumentValues(TrainerCallback):
     ) -> None:
         """Compute them, or read what an earlier start computed. Raises CheckpointError where a resumed run
         has lost them."""
-        documents: dict[str, Sequence[Document]] = {
-            "train": self.feed.table,
-            "evaluation": self.trainer.evaluation,
-        }
-        if self.feed.has_counterparts:
-            documents["train_counterparts"] = self.feed.counterparts
-            documents["evaluation_counterparts"] = self.trainer.evaluation_counterparts
-        found = self._kept(documents)
+        documents = self.documents()
+        found = self._kept(documents, may_be_made=state.global_step == 0)
         if found is None and state.global_step:
             raise CheckpointError(
                 f"{self.path} is missing: it has what objective {self.trainer.objective.kind} computed of "
@@ -84,15 +81,37 @@ class DocumentValues(TrainerCallback):
                 f"{before} when the checkpoint was taken. Put it back, or start a new run."
             )
 
-    def _kept(self, documents: dict[str, Sequence[Document]]) -> dict[str, np.ndarray] | None:
-        """What an earlier start computed; None where there was none."""
-        group = self.trainer.group
-        if group.text_of_main(str(self.path.is_file())) != str(True):
+    def documents(self) -> dict[str, Sequence[Document]]:
+        """Of which there are numbers, by name."""
+        found: dict[str, Sequence[Document]] = {
+            "train": self.feed.table,
+            "evaluation": self.trainer.evaluation,
+        }
+        if self.feed.has_counterparts:
+            found["train_counterparts"] = self.feed.counterparts
+            found["evaluation_counterparts"] = self.trainer.evaluation_counterparts
+        return found
+
+    def _kept(
+        self, documents: dict[str, Sequence[Document]], *, may_be_made: bool
+    ) -> dict[str, np.ndarray] | None:
+        """What an earlier start computed; None where there was none, or where it is damaged and may be made
+        again."""
+        group, zeros = self.trainer.group, {name: self._zeros(rows) for name, rows in documents.items()}
+        found = None
+        if group.is_main and self.path.is_file():
+            try:
+                found = self._read(zeros)
+            except CheckpointError as error:
+                if not may_be_made:
+                    raise CheckpointError(f"{error} Put it back, or start a new run.") from error
+                logger.warning(f"{error} It is computed again.")
+        if group.text_of_main(str(found is not None)) != str(True):
             return None
-        # The main process reads; the others, which may have no such file, add zeros.
-        zeros = {name: self._zeros(rows) for name, rows in documents.items()}
-        found = self._read(zeros) if group.is_main else zeros
-        return {name: self.trainer.reduced(torch.from_numpy(own)).numpy() for name, own in found.items()}
+        # The main process reads; the others, which may have no such file, add zeros. In one order: that of a
+        # file is another one each time it is read.
+        held = zeros if found is None else found
+        return {name: self.trainer.reduced(torch.from_numpy(held[name])).numpy() for name in documents}
 
     def _made(self, documents: dict[str, Sequence[Document]], model: nn.Module) -> dict[str, np.ndarray]:
         """What the model gives of the documents, which is kept."""
@@ -106,7 +125,7 @@ class DocumentValues(TrainerCallback):
             f"{time.perf_counter() - started:.1f} s"
         )
         if self.trainer.group.is_main:
-            write_private(self.path, save(found))
+            write_private(self.path, save(found, {DIGEST: sha256(save(found)).hexdigest()}))
         return found
 
     def _give(self, found: dict[str, np.ndarray]) -> None:
@@ -169,13 +188,22 @@ class DocumentValues(TrainerCallback):
         return np.zeros((len(documents), self.trainer.objective.values_per_document))
 
     def _read(self, expected: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the file has, which must be of these shapes."""
+        """What the file has, which must be of these shapes, and what was written."""
         most = BYTES_OF_NAMES + sum(own.nbytes for own in expected.values())
         try:
-            found = load(read_regular(self.path, most))
+            content = read_regular(self.path, most)
+            found = load(content)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.path} can't be read: {error}") from error
+            raise CheckpointError(f"{self.path} can't be read: {error}.") from error
         shapes = [{name: own.shape for name, own in values.items()} for values in (found, expected)]
         if shapes[0] != shapes[1]:
             raise CheckpointError(f"{self.path} holds numbers of shapes {shapes[0]}; expected {shapes[1]}.")
+        if _digest(content) not in (None, sha256(save(found)).hexdigest()):
+            raise CheckpointError(f"{self.path} is damaged: its numbers are not those that were written.")
         return found
+
+
+def _digest(content: bytes) -> str | None:
+    """The hash of what a file held when it was written; None of an earlier version's, which doesn't say."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return dict(header.get("__metadata__") or {}).get(DIGEST)

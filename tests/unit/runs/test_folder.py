@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import LaunchError
-from finetune.runs.folder import RUNNING, RunFolder, list_summaries
+from finetune.runs.folder import RUNNING, RunFolder, create_run, list_summaries
 from finetune.runs.listing import chosen, parse_condition
 
 HOLD = """
@@ -23,6 +23,35 @@ run.claim()
 print("claimed", flush=True)
 time.sleep(60)
 """
+
+
+MAKE = """
+import sys, time
+from pathlib import Path
+from finetune.runs.folder import create_run
+run = create_run(Path(sys.argv[1]), "run")
+print(run.name, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_in_which_no_run_began_makes_room(tmp_path: Path) -> None:
+    """A folder that another process has just made is left alone; after kill -9 of that one it is taken anew,
+    but not where somebody put something into it."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    command = [sys.executable, "-c", MAKE, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as maker:
+        assert maker.stdout is not None
+        assert maker.stdout.readline() == "run-001\n"
+        second = create_run(tmp_path, "run")
+        assert second.name == "run-002"
+        maker.send_signal(signal.SIGKILL)
+        maker.wait()
+    first = create_run(tmp_path, "run")
+    assert first.name == "run-001"
+    (first.path / "notes.txt").touch()
+    del first, second
+    assert create_run(tmp_path, "run").name == "run-002"
 
 
 def test_a_run_that_another_process_has_is_refused_until_that_ends(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The real Trackio and wandb, offline: what was logged can be read back."""
 
+import re
 import sqlite3
 import time
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from finetune.recipe.schema.tracking import TrackingSection
+from finetune.runs.tracking import wandb as wandb_tracker
 from finetune.runs.tracking.base import GuardedTracker
 from finetune.runs.tracking.start import start_tracker
 from finetune.runs.tracking.wandb_settings import wandb_mode
 from tests.support.messages import hearing
+from tests.support.wandb_server import wandb_server
 from tests.unit.runs.wandb_files import wandb_history
 
 
@@ -105,3 +108,26 @@ def test_a_tracker_that_fails_in_mid_run_says_so_once() -> None:
     assert said == [
         "warning: the tracker failed (OperationalError: database or disk is full); metrics.jsonl continues"
     ]
+
+
+def test_a_server_that_hangs_at_the_end_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wandb's server answers, then accepts connections and says nothing more: the end comes after
+    FINISH_SECONDS, and one line says what uploads the rest."""
+    section, said = TrackingSection(tracker="wandb", project="test-project"), list[str]()
+    monkeypatch.setattr(wandb_tracker, "FINISH_SECONDS", 1.0)
+    with wandb_server() as server:
+        for name, value in server.variables.items():
+            monkeypatch.setenv(name, value)
+        tracker = start_tracker("wandb", section, "run-hangs", {}, folder=tmp_path)
+        server.hang()
+        tracker.log({"train/loss": 1.0}, 1)
+        began = time.monotonic()
+        with hearing(said.append):
+            tracker.finish("finished")
+    assert time.monotonic() - began < 30
+    assert len(said) == 1
+    found = re.search(r"`wandb sync (.*)` uploads it later", said[0])
+    assert found is not None
+    assert list(Path(found[1]).glob("*.wandb"))

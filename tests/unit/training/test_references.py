@@ -1,6 +1,7 @@
 """What rewards are relative to: the start, the base, or another run."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from finetune.runs.folder import VALUES, RunFolder
 from finetune.runs.further import command_to_train_further
 from finetune.training import run as training
 from finetune.training.callbacks import document_values
+from finetune.training.callbacks.document_values import DocumentValues
 from tests.support.messages import hearing
 from tests.support.models import save_tiny_llama
 from tests.support.preferences import column
-from tests.support.processes import start
+from tests.support.processes import adapter_of, assert_equal, start, trainer_of
 from tests.support.recipes import MakeRecipe
 
 
@@ -128,6 +130,31 @@ def test_reference_values_that_changed_are_refused(pairs: MakeRecipe) -> None:
     save_file(values, run.path / VALUES)
     with pytest.raises(CheckpointError, match=r"has changed: what it holds has SHA-256 .* Put it back"):
         training.resume(run.path, recipe=None)
+
+
+def test_reference_values_with_a_flipped_bit_are_computed_again(pairs: MakeRecipe) -> None:
+    """Where no step was taken yet: the run ends in the undamaged one's adapter."""
+    whole, damaged = (start(pairs(), name=name) for name in ("whole", "damaged"))
+    for part in (damaged.adapter, *damaged.checkpoints.iterdir()):
+        shutil.rmtree(part)
+    damaged.write_summary(damaged.read_summary() | {"status": "stopped"})
+    content = bytearray((damaged.path / VALUES).read_bytes())
+    content[-1] ^= 1
+    (damaged.path / VALUES).write_bytes(content)
+    said: list[str] = []
+    with hearing(said.append):
+        training.resume(damaged.path, recipe=None)
+    assert any("is damaged" in line and line.endswith("It is computed again.") for line in said)
+    assert_equal(adapter_of(damaged), adapter_of(whole))
+
+
+def test_kept_values_are_shared_in_one_order(pairs: MakeRecipe, tmp_path: Path) -> None:
+    """Whatever order the file is read in: processes that add them up would mix training rows with others."""
+    recipe = pairs()
+    trainer = trainer_of(recipe, tmp_path / "checkpoints")
+    values = DocumentValues(trainer, start(recipe).path / VALUES, lambda: nullcontext(trainer.model))
+    kept = {tuple(values._kept(values.documents(), may_be_made=False) or ()) for _ in range(10)}
+    assert kept == {("train", "evaluation")}
 
 
 def test_a_long_pass_says_what_is_left(pairs: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What a run leaves for others: it says what was trained, to plain transformers and peft, and fails where it
 does not."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.tokenizers.tokenizer import load_tokenizer
-from finetune.errors import CheckFailed
+from finetune.errors import CheckFailed, ModelError
 from finetune.merging.merge import merge
+from finetune.recipe.lock import read_lock
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import resolve_target
 from finetune.training import outputs as result
+from finetune.training import run as training
+from finetune.training import session
 from tests.support.models import CHATML, save_tiny_llama
 from tests.support.processes import start
 from tests.support.recipes import MakeRecipe
@@ -194,3 +198,42 @@ def test_a_plain_adapter_has_no_such_note(base: Path, make_recipe: MakeRecipe) -
     log = start(make_recipe(model={"base": str(base)}, train=SHORT)).log_path.read_text()
     assert "vLLM" not in log
     assert "writes a date" not in log
+
+
+def test_a_run_is_finished_last(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose card finds no room isn't finished; resumed, it has its card, and the lock its figures."""
+
+    def no_room(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "README.md")
+
+    recipe = make_recipe(train=SHORT)
+    with monkeypatch.context() as here:
+        here.setattr(session, "write_result_card", no_room)
+        with pytest.raises(OSError, match="No space left"):
+            start(recipe)
+    folder = RunFolder(Path(recipe.output.folder) / "run-001")
+    assert not folder.finished
+    training.resume(folder.path, recipe=None)
+    assert folder.finished
+    assert "FOLDER_OF_THE_ADAPTER" in (folder.adapter / "README.md").read_text()
+    assert "train_loss" in read_lock(folder.lock_path).final
+
+
+def test_an_adapter_with_a_flipped_bit_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """What a run wrote and something changed since is neither merged nor answers; its checkpoint is there."""
+    run = start(make_recipe(train=SHORT))
+    path = run.adapter / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        ModelError, match=r"is not what run run-001 wrote: its SHA-256 was .* last checkpoint"
+    ):
+        merge(resolve_target(str(run.path)), tmp_path / "merged")
+    merge(resolve_target(str(run.checkpoints / "checkpoint-1")), tmp_path / "merged", check="none")
+
+
+def test_what_an_adapter_says_of_itself_has_one_order(make_recipe: MakeRecipe) -> None:
+    """The modules are written in order, so that the same training gives the same file."""
+    config = json.loads((start(make_recipe(train=SHORT)).adapter / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])

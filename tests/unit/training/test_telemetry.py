@@ -12,7 +12,7 @@ import pytest
 
 from finetune.errors import TrackerError
 from finetune.runs.folder import RunFolder
-from finetune.runs.tracking import background
+from finetune.runs.tracking import queued
 from finetune.training import run
 from tests.support.mlflow_server import mlflow_server
 from tests.support.otlp import receiving
@@ -168,7 +168,7 @@ def test_a_silent_mlflow_is_refused_before_the_first_step(
     """In seconds, and without a run folder."""
     pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", silent)
-    monkeypatch.setattr(background, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(queued, "ANSWER_SECONDS", 1.0)
     recipe = make_recipe(train=STEPS, tracking={"tracker": "mlflow"})
     with pytest.raises(
         TrackerError, match=r"tracking\.tracker mlflow could not start \(TimeoutError: no answer"
@@ -182,7 +182,7 @@ def test_a_silent_collector_holds_up_no_step(
 ) -> None:
     """What was not taken is said once at the end, and metrics.jsonl has it all."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", silent)
-    monkeypatch.setattr(background, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(queued, "ANSWER_SECONDS", 1.0)
     before = time.monotonic()
     folder = start(make_recipe(train=STEPS, tracking={"tracker": "opentelemetry"}))
     assert folder.read_summary()["status"] == "finished"

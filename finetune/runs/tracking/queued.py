@@ -13,7 +13,7 @@ UPLOAD_SECONDS = 600.0
 """How much longer it may take with an adapter."""
 
 
-class Background:
+class QueuedTracker:
     """Starts a tracker, and makes its calls, in a thread; what failed there is raised by the next call."""
 
     def __init__(self, start: Callable[[], Tracker], *, uploads: bool = False):
