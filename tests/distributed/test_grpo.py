@@ -39,12 +39,20 @@ def sections(folder: Path, **objective: Any) -> dict[str, Any]:
     ],
 )
 def test_two_processes_are_one(train: Train, tmp_path: Path, engine: str, method: str) -> None:
-    """What is drawn, the rewards, the divergence from the start, the loss and the weights; advantages are
-    scaled by the deviation of both processes' rewards."""
-    own = sections(tmp_path, scale="batch", kl_weight=0.1, loss="dapo") | {"adapter": {"method": method}}
+    """What is drawn, and drawn anew, the rewards, the divergence from the start, the loss and the weights;
+    advantages are scaled by the deviation of both processes' rewards."""
+    own = sections(tmp_path, scale="batch", kl_weight=0.1, loss="dapo", group_size=2, resample=2)
+    own |= {"adapter": {"method": method}}
     alone = train(**own)
     both = train("--launch", engine, "--processes", "2", **own)
-    for name in ("train/reward", "train/answer_tokens", "eval/reward", "train/kl", "train/loss"):
+    for name in (
+        "train/reward",
+        "train/answer_tokens",
+        "train/groups_resampled",
+        "eval/reward",
+        "train/kl",
+        "train/loss",
+    ):
         assert both.losses(name) == pytest.approx(alone.losses(name), rel=1e-4, abs=2e-5), name
     assert difference(both.weights(), alone.weights()) < 1e-3
 
