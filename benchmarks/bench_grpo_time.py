@@ -4,11 +4,12 @@
     python benchmarks/bench_grpo_time.py --trl FOLDER           # and TRL, installed there
     python benchmarks/bench_grpo_time.py --trl FOLDER --threads 1 --precision fp32 --steps 5
 
-SmolLM2-135M, LoRA of rank 16 on all linear layers, 10 steps of 8 of the quickstart's orders with 8 answers
-of at most 64 tokens, equal rewards (the share of different letters, so that each group has a signal), loss,
-precision and threads, the same allocator. Each measurement is a process of its own (grpo_work.py), of which
-the whole time counts the start, and the time a step leaves out the first one. FOLDER is what
-`pip install --target FOLDER --no-deps trl` fills.
+SmolLM2-135M, LoRA of rank 16 on all linear layers, 10 steps of 4 of the quickstart's orders with 8 answers
+of at most 32 tokens (--prompts, --answers, --tokens), equal rewards (the share of different letters, so that
+each group has a signal), loss, precision and threads, the same allocator. Each measurement is a process of
+its own (grpo_work.py), of which the whole time counts the start, and the time a step leaves out the first
+one; seconds of the processor say more where others work beside it. FOLDER is what `pip install --target
+FOLDER --no-deps trl` fills.
 """
 
 import argparse
@@ -44,18 +45,24 @@ def main() -> None:
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--prompts", type=int, default=4, help="of a step; an even number")
+    parser.add_argument("--answers", type=int, default=8, help="to a prompt")
+    parser.add_argument("--tokens", type=int, default=32, help="the longest answer")
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     found: Runs = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_rows(folder / "rows.jsonl", 8 * asked.steps)
+        write_rows(folder / "rows.jsonl", asked.prompts * asked.steps)
         (folder / "reward.py").write_text(REWARD)
         for _ in range(asked.rounds):
             keep(found, "ours", work(asked, folder, "ours"))
             if asked.trl is not None:
                 keep(found, "TRL", work(asked, folder, "trl"))
-    print(f"GRPO, {asked.steps} steps of 64 answers, {asked.precision}, {asked.threads} threads")
+    print(
+        f"GRPO, {asked.steps} steps of {asked.prompts} x {asked.answers} answers of at most {asked.tokens} "
+        f"tokens, {asked.precision}, {asked.threads} threads"
+    )
     table(found)
 
 
@@ -71,8 +78,10 @@ def work(asked: argparse.Namespace, folder: Path, kind: str) -> dict[str, Any]:
     command = [
         sys.executable, str(Path(__file__).with_name("grpo_work.py")), "--kind", kind, "--base",
         str(asked.base or base_folder()), "--rows", str(folder / "rows.jsonl"), "--reward",
-        str(folder / "reward.py"), "--steps", str(asked.steps), "--precision", asked.precision,
+        str(folder / "reward.py"), "--precision", asked.precision,
     ]  # fmt: skip
+    for option in ("steps", "prompts", "answers", "tokens"):
+        command += [f"--{option}", str(getattr(asked, option))]
     path = os.pathsep.join(map(str, [*([asked.trl] if kind == "trl" else []), ROOT]))
     started = time.perf_counter()
     found = output_of(command, find_jemalloc(), PYTHONPATH=path, OMP_NUM_THREADS=str(asked.threads))
@@ -81,10 +90,14 @@ def work(asked: argparse.Namespace, folder: Path, kind: str) -> dict[str, Any]:
 
 def table(found: Runs) -> None:
     """Medians, and ours over each."""
-    print(f"{'':6} {'a step':>16} {'whole':>16} {'memory':>16} {'tokens an answer':>18} {'no signal':>10}")
+    print(
+        f"{'':6} {'a step':>16} {'processor, a step':>17} {'whole':>14} {'memory':>16} {'tokens an answer':>18} {'no signal':>10}"
+    )
     for name, runs in found.items():
         cells = []
-        for key, unit in (("seconds_a_step", "s"), ("whole_seconds", "s"), ("peak_gb", "GB")):
+        for key, unit in (
+            ("seconds_a_step", "s"), ("cpu_seconds_a_step", "s"), ("whole_seconds", "s"), ("peak_gb", "GB"),
+        ):  # fmt: skip
             mine, its = (statistics.median(run[key] for run in found[one]) for one in ("ours", name))
             cells.append(f"{its:7.2f} {unit} {mine / its:4.2f}x")
         tokens, without = (

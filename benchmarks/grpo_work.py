@@ -3,8 +3,8 @@
     python benchmarks/grpo_work.py --kind ours --base FOLDER --rows FILE --reward FILE
 
 Kinds: `ours`, and `trl`: TRL's GRPOTrainer with peft's adapter, drawing by transformers' own generation. A
-step is 8 prompts of 8 answers, learned in two micro-batches. --rows has {"prompt": messages, "answer": text}
-in lines of JSON, --reward the function reward(prompt, answer, references) of both.
+step is --prompts prompts of --answers answers, learned in two micro-batches. --rows has {"prompt": messages,
+"answer": text} in lines of JSON, --reward the function reward(prompt, answer, references) of both.
 """
 
 import argparse
@@ -20,23 +20,23 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-PROMPTS, ANSWERS, MICRO, LONGEST, RATE = 8, 8, 4, 64, 3e-4
+RATE = 3e-4
 
 
 class Clock(TrainerCallback):
-    """When each step ended, and what was logged."""
+    """When each step ended, in seconds and in the process's own, and what was logged."""
 
     def __init__(self) -> None:
-        self.moments: list[float] = []
+        self.moments: list[tuple[float, float]] = []
         self.logs: list[dict[str, float]] = []
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """The first step begins."""
-        self.moments.append(time.perf_counter())
+        self.moments.append((time.perf_counter(), time.process_time()))
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """A step, its drawing among it."""
-        self.moments.append(time.perf_counter())
+        self.moments.append((time.perf_counter(), time.process_time()))
 
     def on_log(self, _: Any, __: Any, ___: Any, logs: dict[str, float] | None = None, **____: Any) -> None:
         """What a step says."""
@@ -53,18 +53,22 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--reward", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--prompts", type=int, default=4, help="of a step; an even number")
+    parser.add_argument("--answers", type=int, default=8, help="to a prompt")
+    parser.add_argument("--tokens", type=int, default=32, help="the longest answer")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     asked = parser.parse_args()
     clock = Clock()
     trainer = (ours if asked.kind == "ours" else trl)(asked, clock)
-    started = time.perf_counter()
     trainer.train()
-    ended = time.perf_counter()
-    steps = [after - before for before, after in zip(clock.moments, clock.moments[1:], strict=False)]
+    # The first step waits for what is made once.
+    begun, ended = clock.moments[1 if asked.steps > 1 else 0], clock.moments[-1]
+    seconds, of_process = (
+        (after - before) / max(1, asked.steps - 1) for before, after in zip(begun, ended, strict=True)
+    )
     found = {
-        "seconds": ended - started,
-        # The first step waits for what is made once.
-        "seconds_a_step": statistics.mean(steps[1:] or steps),
+        "seconds_a_step": seconds,
+        "cpu_seconds_a_step": of_process,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
     if asked.kind == "ours":
@@ -89,7 +93,7 @@ def ours(asked: argparse.Namespace, clock: Clock) -> Any:
         "model": {"base": str(asked.base)},
         "adapter": {"method": "lora", "rank": 16, "alpha": 32, "dropout": 0.0},
         "objective": {
-            "kind": "grpo", "group_size": ANSWERS, "max_new_tokens": LONGEST,
+            "kind": "grpo", "group_size": asked.answers, "max_new_tokens": asked.tokens,
             "rewards": {"own": {"kind": "python", "code": str(asked.reward)}},
         },
         "data": {
@@ -98,8 +102,8 @@ def ours(asked: argparse.Namespace, clock: Clock) -> Any:
         },
         "train": {
             "max_steps": asked.steps, "learning_rate": RATE, "schedule": "constant",
-            "global_batch_size": PROMPTS, "micro_batch_size": MICRO, "precision": asked.precision,
-            "save_every": None, "rehearsal": False,
+            "global_batch_size": asked.prompts, "micro_batch_size": asked.prompts // 2,
+            "precision": asked.precision, "save_every": None, "rehearsal": False,
         },
         "tracking": {"tracker": "none"},
     }))  # fmt: skip
@@ -128,8 +132,8 @@ def trl(asked: argparse.Namespace, clock: Clock) -> Any:
         ]
 
     config = GRPOConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=MICRO * ANSWERS,
-        gradient_accumulation_steps=PROMPTS // MICRO, num_generations=ANSWERS, max_completion_length=LONGEST,
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=asked.prompts // 2 * asked.answers,
+        gradient_accumulation_steps=2, num_generations=asked.answers, max_completion_length=asked.tokens,
         max_steps=asked.steps, learning_rate=RATE, lr_scheduler_type="constant", beta=0.0, temperature=1.0,
         loss_type="grpo", shuffle_dataset=False, logging_steps=1, report_to=[], save_strategy="no",
         use_cpu=True, bf16=bf16, gradient_checkpointing=False, disable_tqdm=True, seed=0,
