@@ -90,9 +90,8 @@ def work(asked: argparse.Namespace, folder: Path, kind: str) -> dict[str, Any]:
 
 def table(found: Runs) -> None:
     """Medians, and ours over each."""
-    print(
-        f"{'':6} {'a step':>16} {'processor, a step':>17} {'whole':>14} {'memory':>16} {'tokens an answer':>18} {'no signal':>10}"
-    )
+    heads = {"a step": 16, "processor, a step": 17, "whole": 14, "memory": 16, "tokens": 9, "no signal": 10}
+    print(" " * 6, *(f"{head:>{width}}" for head, width in heads.items()))
     for name, runs in found.items():
         cells = []
         for key, unit in (
@@ -105,7 +104,7 @@ def table(found: Runs) -> None:
         )
         each = ", ".join(f"{run['seconds_a_step']:.2f}" for run in runs)
         print(
-            f"{name:6} {'  '.join(f'{cell:>15}' for cell in cells)} {tokens:17.1f} {without:10.1%}   each: "
+            f"{name:6} {'  '.join(f'{cell:>15}' for cell in cells)} {tokens:8.1f} {without:10.1%}   each: "
             f"{each}",
             flush=True,
         )
