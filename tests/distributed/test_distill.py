@@ -115,23 +115,6 @@ def test_a_student_that_is_cut_up(
     assert difference(both.weights(), alone.weights()) < 1e-3
 
 
-@pytest.mark.parametrize(
-    ("engine", "changed", "message"),
-    [
-        ("zero3", {}, "was never shown to train beside a teacher. Take ddp or fsdp2"),
-        ("fsdp2", {"adapter": {"method": "full"}}, "the head is trained here"),
-        ("fsdp2", {"adapter": {"modules_to_save": ["lm_head"]}}, "the head is trained here"),
-    ],
-    ids=["zero3", "full", "the head saved"],
-)
-def test_what_is_cut_up_and_can_not_be_compared_is_refused(
-    train: Train, tmp_path: Path, engine: str, changed: dict[str, Any], message: str
-) -> None:
-    """With one message, before a process is started."""
-    ended = train("--launch", engine, "--processes", "2", code=2, **sections(tmp_path) | changed)
-    assert message in ended.stdout + ended.stderr
-
-
 def test_engines_that_step_backwards_draw_nothing(train: Train, tmp_path: Path) -> None:
     """With one message, before a process is started."""
     own = sections(tmp_path, on_policy={"fraction": 0.5})
