@@ -54,8 +54,9 @@ bench-many: $(VENV)/.installed-dev  ## adapters that train together beside the s
 bench-distill: $(VENV)/.installed-dev  ## what a teacher adds to the same rows, with intervals; beside TRL's loss where TRL names the folder
 	$(BIN)/python benchmarks/bench_distill.py $(if $(TRL),--trl $(TRL))
 
-bench-grpo: $(VENV)/.installed-dev  ## what rewards bring to a supervised start, with intervals; the losses beside TRL's where TRL names the folder
+bench-grpo: $(VENV)/.installed-dev  ## what rewards bring to a supervised start, with intervals; losses and wall time beside TRL's where TRL names the folder
 	$(BIN)/python benchmarks/bench_grpo.py $(if $(TRL),--trl $(TRL))
+	$(if $(TRL),$(BIN)/python benchmarks/bench_grpo_time.py --trl $(TRL))
 
 bench-launch: $(VENV)/.installed-dev  ## one process beside two, for each engine
 	$(BIN)/python benchmarks/bench_launch.py

@@ -28,14 +28,14 @@ class RowEncoding:
         Raises DataError for a row whose answer can't be learned.
         """
         judged = isinstance(row, Conversation) and row.good is not None
-        return () if judged or isinstance(row, Preference) else (row,)
+        return () if judged or isinstance(row, Preference) or not row.answered else (row,)
 
     def refusal(self, rows: int) -> str:
         """Why a source is refused of which so many rows have another form."""
         return (
-            f"{rows:,} of its rows are pairs of a chosen and a rejected answer, or answers that were judged: "
-            "name an objective that learns from these (objective.kind: dpo, orpo, simpo, kto ...); to learn "
-            "only the good answers, use format template or messages"
+            f"{rows:,} of its rows are pairs of a chosen and a rejected answer, answers that were judged, or "
+            "prompts alone: name an objective that learns from these (objective.kind: dpo, orpo, simpo, kto "
+            "...; grpo); to learn only the good answers, use format template or messages"
         )
 
     def render(self, example: Example, tokenization: "Tokenization", place: str) -> "Rendered":

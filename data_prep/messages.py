@@ -107,6 +107,8 @@ class Conversation:
     answers."""
     margin: float | None = None
     """By how much the good answer of its pair is better, where that is said."""
+    answered: bool = True
+    """False for a prompt alone: its last turn, the assistant's, is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ class PlainText:
     prompt: str
     completion: str
     changes: tuple[str, ...] = ()
-    """As in Conversation."""
+    """As in Conversation, and so is this:"""
+    answered: bool = True
 
 
 @dataclass(frozen=True, slots=True)

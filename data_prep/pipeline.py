@@ -345,10 +345,12 @@ class Pipeline:
         clean, section = self.section.clean, self.section
         learned = without_reasoning(example) if section.reasoning == "context" else example
         answers = [answer.strip() for answer in learned_texts(learned, section.supervise)]
-        if not all(answers):
+        if not all(answers) and example.answered:
             return "empty_answer"
-        if clean.minimum_answer_characters and any(
-            len(answer) < clean.minimum_answer_characters for answer in answers
+        if (
+            clean.minimum_answer_characters
+            and example.answered
+            and any(len(answer) < clean.minimum_answer_characters for answer in answers)
         ):
             return "short_answer"
         if special and section.special_tokens_in_text == "drop":

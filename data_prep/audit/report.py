@@ -66,6 +66,7 @@ NOTES = {
     "own_system": "with a system message of their own, in place of data.system",
     "placeholders": "with data.placeholders replaced",
     "tool_results": "with tool results sorted into the order of their calls",
+    "no_answer": "that are prompts alone, without an answer to compare with",
 }
 """What is worth knowing about rows that are kept; the names from data.turn_order say what it did to their
 turns."""

@@ -19,7 +19,7 @@ Finding = Literal[
 
 Note = Literal[
     "unlearned_thought", "plain_special_tokens", TurnOrder, "tool_results", "system", "own_system",
-    "placeholders",
+    "placeholders", "no_answer",
 ]  # fmt: skip
 """What is worth knowing about rows, and doesn't fail an audit."""
 

@@ -11,6 +11,7 @@ from data_prep.formats import (
     code,
     feedback,
     preference,
+    prompt,
     prompt_completion,
     python,
     question_answer,
@@ -25,6 +26,7 @@ from data_prep.formats.base import Format
 FORMATS: tuple[Format, ...] = (
     alpaca.FORMAT,
     prompt_completion.FORMAT,
+    prompt.FORMAT,
     *chat.FORMATS,
     text.FORMAT,
     question_answer.FORMAT,

@@ -99,6 +99,9 @@ class Format:
     nested: str | None = None
     """A column that may hold an object; what a source's `columns` names is then in that object."""
 
+    by_name: bool = False
+    """Whether format auto passes it over: its columns are also part of rows that say more."""
+
     version: int = 0
     """Part of the key of prepared data unless it is 0: raised when `parse` changes. Released formats go by
     PREPARATION."""

@@ -195,7 +195,7 @@ def _detect(rows: list[Row], options: FormatOptions, rules: RowRules) -> RowPars
     fitting: list[tuple[RowParser, tuple[str, ...]]] = []
     failed: list[str] = []
     for candidate in formats.FORMATS:
-        required = candidate.columns.required
+        required = () if candidate.by_name else candidate.columns.required
         shape = next(
             (shape for shape in required if all(set(shape) <= set(row.values) for row in rows)), None
         )

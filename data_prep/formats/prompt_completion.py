@@ -28,15 +28,7 @@ def parse_prompt_completion(values: dict[str, Any], options: FormatOptions) -> l
             "both must be strings, or both lists of messages"
         )
     if not isinstance(prompt, list):
-        for name, holds in (
-            ("tools", tool_list(values)),
-            ("system", optional_text_column(values, "system").strip()),
-            (TEMPLATE_ARGUMENTS, template_arguments(values)),
-        ):
-            if holds:
-                raise ValueError(
-                    f"{name} needs a conversation; prompt and completion must then be lists of messages"
-                )
+        refuse_beside_text(values, "prompt and completion must then be lists")
         return [PlainText(text_column(values, "prompt"), text_column(values, "completion"))]
     changes: set[str] = set()
     # The prompt's turns are context and the completion's are learned, so turns are not merged across the two.
@@ -56,6 +48,18 @@ def parse_prompt_completion(values: dict[str, Any], options: FormatOptions) -> l
             template_arguments=template_arguments(values),
         )
     ]
+
+
+def refuse_beside_text(values: dict[str, Any], instead: str) -> None:
+    """Raise ValueError for what only a conversation has, beside a plain text; `instead` says what would be
+    lists of messages."""
+    for name, holds in (
+        ("tools", tool_list(values)),
+        ("system", optional_text_column(values, "system").strip()),
+        (TEMPLATE_ARGUMENTS, template_arguments(values)),
+    ):
+        if holds:
+            raise ValueError(f"{name} needs a conversation; {instead} of messages")
 
 
 FORMAT = Format(

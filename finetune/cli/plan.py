@@ -92,6 +92,10 @@ def closing(found: "Plan") -> list[str]:
     steps = f"{load.steps:,}" if load.steps else "not known: the data are not here"
     tokens = f", {load.tokens:,} tokens" if load.tokens else ""
     lines.append(f"steps               {steps}{tokens}")
+    least, most = found.drawn_answers
+    if least:
+        again = f", up to {most:,} with objective.resample" if most > least else ""
+        lines.append(f"drawn               {least:,} answers a step{again}")
     if found.seconds is not None:
         lines.append(
             f"time                {found.seconds / 3600:,.2f} hours at {found.tokens_per_second:,.0f} "

@@ -198,11 +198,8 @@ class Engine:
                 "train.riemannian_damping: it needs the adapter's matrices and gradients whole, and they are "
                 "cut up. Take ddp, or remove it."
             )
-        if self.shards_weights and recipe.objective.teaches:
-            return (
-                "objective.teacher: each process would hold the teacher whole, or gather the student once "
-                f"more, and {self.name} cuts models up. Take ddp."
-            )
+        if recipe.objective.teaches and (why := self.teacher_problem(recipe)) is not None:
+            return f"objective.teacher: {why}"
         if recipe.objective.draws and self.steps_in_backward:
             return (
                 f"objective.kind: {recipe.objective.kind}: {self.name} takes its step in the backward pass, "
@@ -233,6 +230,14 @@ class Engine:
     def optimizer_problem(self, name: str) -> str | None:
         """Why it can't train with an optimizer, and what to take; None where it can."""
         return None
+
+    def teacher_problem(self, recipe: Recipe) -> str | None:
+        """Why a student can't learn from a teacher, and what to take; None where it can."""
+        if not self.shards_weights:
+            return None
+        return (
+            f"{self.name} cuts models up, and was never shown to train beside a teacher. Take ddp or fsdp2."
+        )
 
     def check_installed(self) -> None:
         """Raises LaunchError where what it needs isn't installed."""

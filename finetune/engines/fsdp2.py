@@ -22,6 +22,7 @@ from finetune.engines.keys import (
     text_of,
 )
 from finetune.models import architectures
+from finetune.models.architectures.base import VOCABULARY
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.optimizers import known_optimizer
 
@@ -92,6 +93,18 @@ class Fsdp2(Engine):
             "it can't compute with FSDP2's shares of tensors, or save its state of them. Take adamw, adam, "
             "sgd or rmsprop; or ddp, which cuts nothing up."
         )
+
+    def teacher_problem(self, recipe: Recipe) -> str | None:
+        """The loss is made with a head that is gathered once, which one that trains isn't."""
+        adapter = recipe.adapter
+        saved = VOCABULARY & set(map(architectures.last_part, adapter.modules_to_save))
+        if adapter.method == "full" or saved or recipe.model.new_tokens:
+            return (
+                "the head is trained here, and fsdp2, which cuts it up, would gather it for each of its "
+                "pieces. Take ddp, or a LoRA adapter without model.new_tokens and without the head and the "
+                "embedding in adapter.modules_to_save."
+            )
+        return None
 
     def contradictions(self, values: Mapping[str, Any]) -> Iterator[str]:
         """FSDP1, and weights of the main process that the others would never get."""

@@ -28,29 +28,32 @@ def questions_of(
     data: DataSection | None = None,
     *,
     merged: bool = True,
+    alone: bool = False,
 ) -> list[Question]:
     """The questions of rows that have a prompt, in their order; rows that ask the same are one where they are
     `merged`.
 
-    `data` says how the rows become tokens. Raises FinetuneError for a row without an answer to compare with.
+    `data` says how the rows become tokens. Raises FinetuneError for a row without an answer to compare with,
+    which with `alone` prompts alone needn't have.
     """
     rows = [
         (place, row) for place, row in rows if isinstance(row, Conversation) or row.prompt
     ]  # a plain text asks nothing
     as_text = data is not None and data.special_tokens_in_text == "text"
     asked = [prompt_and_reference(row, tokenizer, special_as_text=as_text) for _, row in rows]
-    for (place, _), (_, reference) in zip(rows, asked, strict=True):
-        if not reference.strip():
+    for (place, row), (_, reference) in zip(rows, asked, strict=True):
+        if not reference.strip() and not (alone and not row.answered):
             raise FinetuneError(
                 f"{place} has no answer to compare with: give it one, or take the row out of the evaluation."
             )
     answered = list[Placed]()
     for place, row in rows:
-        answered += [(place, row), *((place, with_answer(row, other)) for other in _others(row))]
+        if row.answered:
+            answered += [(place, row), *((place, with_answer(row, other)) for other in _others(row))]
     readings = iter(read_back(answered, tokenizer, data))
     found: dict[tuple[int, ...] | str, Question] = {}
     for (place, row), (ids, reference) in zip(rows, asked, strict=True):
-        references = (reference, *_others(row))
+        references = (reference, *_others(row)) if row.answered else ()
         mine = Question(
             place, row, tuple(ids), references, _tests(row), tuple(islice(readings, len(references)))
         )
@@ -84,7 +87,9 @@ def with_answer(example: Example, answer: str) -> Example:
     """The example with another last answer; of a plain text with the blanks that stand around it."""
     if isinstance(example, Conversation):
         last = replace(example.messages[-1], content=answer, tool_calls=(), weight=None, parts=())
-        return replace(example, messages=(*example.messages[:-1], last))
+        return replace(example, messages=(*example.messages[:-1], last), answered=True)
+    if not example.answered:
+        return replace(example, completion=answer, answered=True)
     before, after = example.completion.split(example.completion.strip() or example.completion, maxsplit=1)
     return replace(example, completion=f"{before}{answer}{after}")
 

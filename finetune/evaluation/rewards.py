@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from transformers import PreTrainedTokenizerFast
 
@@ -24,7 +24,7 @@ from finetune.generation.sampler import Sample
 from finetune.models.device import Precision
 from finetune.objectives.reward import HEAD
 from finetune.recipe.rules.packages import check_metric_packages
-from finetune.recipe.schema.rewards import RewardSection
+from finetune.recipe.schema.rewards import RewardKind, RewardSection
 from finetune.runs.target import resolve_target
 from finetune.scoring import rewards
 from finetune.scoring.labels import Labels
@@ -140,6 +140,9 @@ class Rewards:
 
     def _lacking(self, section: RewardSection, question: Question) -> str | None:
         """What a row lacks for a reward; None for nothing."""
+        if section.kind in rewards.COMPARED and not question.references:
+            free = ", ".join(kind for kind in get_args(RewardKind) if kind not in (*rewards.COMPARED, "pass"))
+            return f"has no answer to compare with: give it one, or take rewards that need none ({free})"
         if section.kind == "pass":
             if not question.tests:
                 return "has no tests to run: take format code with test_list, or another reward"

@@ -177,7 +177,7 @@ def sample_rows(
     scoring = Rewards(table, labels_of(recipe), precision=precision, allow_code=allow_code, named=named)
     model, tokenizer = load_ready(target, dtype=precision.dtype)
     data = prepare_data(recipe, tokenizer, allow_code=allow_code)
-    questions = questions_of(data.training_rows(), tokenizer, recipe.data)
+    questions = questions_of(data.training_rows(), tokenizer, recipe.data, alone=True)
     if not questions:
         raise FinetuneError("no row of data.train has a prompt, so there is nothing to answer.")
     scoring.check(questions)

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional
 from transformers import PretrainedConfig
 
 from finetune.models.architectures import family_of
@@ -67,6 +69,21 @@ def head_of(model: Any) -> Head:
     if family is None or family.change_logits is None:
         return matrix
     return ChangedHead(matrix, family.change_logits, model.config)
+
+
+def gathered_head(head: Head) -> Head:
+    """A head's logits by its weight alone, where FSDP2 has cut it up and it is gathered now: calling the
+    module would let go of it."""
+    matrix = head.matrix if isinstance(head, ChangedHead) else head
+    if not isinstance(matrix, FSDPModule):
+        return head
+    gathered: Any = matrix
+
+    def logits(states: torch.Tensor) -> torch.Tensor:
+        found = functional.linear(states, gathered.weight)
+        return head.change(widened(found)) if isinstance(head, ChangedHead) else found
+
+    return logits
 
 
 def _is_known(model: Any) -> bool:

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data_prep.config import Section
+from data_prep.prompts import PromptEncoding
 from finetune.objectives.base import Objective
 from finetune.objectives.drawing import DrawingOptions
 from finetune.recipe.given import Given, RuleProblem, asked
@@ -12,6 +13,7 @@ from finetune.recipe.schema.rewards import RewardSection
 
 if TYPE_CHECKING:
     import torch
+    from torch.nn import Module
 
     from finetune.models.loss import LossInputs
     from finetune.models.policy import PolicyLoss
@@ -46,16 +48,32 @@ class GrpoOptions(DrawingOptions):
     clip_high: Annotated[float, Field(gt=0, le=100)] | None = None
     """Ratios count up to 1 plus this; when absent 0.2, of dapo 0.28, of gspo 0.0004. Of cispo the largest
     ratio itself, 5 when absent."""
+    resample: Annotated[int, Field(ge=0, le=100)] = 0
+    """Groups whose answers all have one reward teach nothing: their prompts are answered anew, at most so
+    many times (dynamic sampling, Yu et al. 2025, arXiv:2503.14476), and those that are still without signal
+    are left out."""
     scale: Literal["group", "batch", "none"] | None = None
     """What advantages are divided by: the deviation of their group's rewards, or of all the step's; when
     absent group, of dr_grpo and rloo none."""
     kl_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the divergence from the model as it is before step 1, by the estimator k3."""
+    """Weight of the divergence from the reference, by the estimator k3."""
+    reference: str = "start"
+    """Of kl_weight. start: the model as it is before step 1; base: model.base without an adapter, where
+    adapter.continue_from begins with another model; a run or an adapter (a folder, or a hub id) of the same
+    base, which shares its weights and is asked in each step."""
     epochs_per_sample: Annotated[int, Field(ge=1, le=100)] = 1
     """Steps that learn from the same answers, one after the other."""
     mask_truncated: bool = False
     """Answers that were cut at max_new_tokens have a reward and teach nothing (Yu et al. 2025,
     arXiv:2503.14476)."""
+
+    @field_validator("reference")
+    @classmethod
+    def _named(cls, reference: str) -> str:
+        if not reference.strip() or reference == "none":
+            got = "none, which is kl_weight: 0" if reference.strip() else "nothing"
+            raise ValueError(f"got {got}; expected start, base, or an adapter")
+        return reference
 
 
 class Grpo(Objective):
@@ -64,10 +82,14 @@ class Grpo(Objective):
 
     kind: ClassVar[str] = "grpo"
     section: ClassVar[type[Section]] = GrpoOptions
+    encoding = PromptEncoding()
 
     def __init__(self, recipe: "Recipe"):
         super().__init__(recipe)
         options: GrpoOptions = self.options
+        self.reference = options.reference
+        self.reference_model: Module | None = None
+        """An adapter that `reference` names, on the base; set with the model (finetune.training.build)."""
         self.logged = ("clipped", "log_ratio", "entropy", *(("kl",) if options.kl_weight else ()))
 
     @classmethod
@@ -140,6 +162,19 @@ class Grpo(Objective):
                 "adapter.dropout",
                 "objective grpo compares the trained model with the one that drew the answers, which has no "
                 "dropout; set it to 0",
+            )
+        if options.reference != "start" and not options.kl_weight:
+            yield (
+                "objective.reference",
+                "kl_weight is 0, so that nothing is measured from it; remove this key, or set "
+                "objective.kl_weight",
+            )
+        if options.reference == "base" and recipe.adapter.method == "full":
+            yield "objective.reference", "method full has no adapter to leave out; set it to start"
+        if recipe.adapter.method == "full" and recipe.objective.names_reference:
+            yield (
+                "objective.reference",
+                "method full trains the base that the reference would stand on; set it to start",
             )
         if options.loss == "cispo" and options.clip_low is not None:
             yield "objective.clip_low", "cispo bounds ratios from above alone; remove this key"

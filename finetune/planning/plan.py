@@ -84,6 +84,8 @@ class Plan:
     """Of the asked way; empty where no GPU's memory was given."""
     positions: int | None
     """That the base has."""
+    drawn_answers: tuple[int, int]
+    """How many a step draws, at least and at most, over all processes; 0 of an objective that draws none."""
 
     @property
     def fastest(self) -> Way | None:
@@ -150,6 +152,7 @@ def plan(
         host_bytes=host_bytes(ours),
         longest_rows=[] if gpu_memory is None else longest_rows(ours, gpu_memory),
         positions=read_config(folder).get("max_position_embeddings"),
+        drawn_answers=_drawn_in_a_step(recipe),
     )
 
 
@@ -249,6 +252,16 @@ def _drawn_at_a_time(recipe: Recipe, processes: int) -> int:
     options = recipe.objective.drawing
     each = recipe.train.global_batch_size * options["group_size"] // processes
     return int(min(options["answers_at_a_time"], each))
+
+
+def _drawn_in_a_step(recipe: Recipe) -> tuple[int, int]:
+    """At least, and where each round of objective.resample is needed for every prompt."""
+    if not recipe.objective.draws:
+        return 0, 0
+    options = recipe.objective.drawing
+    asked = math.ceil(recipe.train.global_batch_size * options.get("fraction", 1.0))
+    least = asked * options["group_size"]
+    return least, least * (1 + options.get("resample", 0))
 
 
 def first_trained_layer(shape: Shape, recipe: Recipe) -> int:

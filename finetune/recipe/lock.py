@@ -64,6 +64,8 @@ class Lock:
     """Source -> SHA-256 of its content."""
     teacher: dict[str, str] = field(default_factory=dict)
     """Of a distillation: as base, and its adapter's SHA-256; empty where it has no teacher of its own."""
+    reference: dict[str, str] = field(default_factory=dict)
+    """The SHA-256 of an adapter that the steps are measured from."""
     rewards: dict[str, str] = field(default_factory=dict)
     """Of objective grpo: its reward models' fingerprints and the SHA-256 of its users' files, by the reward's
     name."""
@@ -131,7 +133,18 @@ def read_lock(path: Path) -> Lock:
         raise _refused(
             path, f"lock_version is {values.get('lock_version')}; this version of finetune reads {readable}"
         )
-    for name in ("base", "data", "teacher", "rewards", "versions", "device", "git", "origins", "rules"):
+    for name in (
+        "base",
+        "data",
+        "teacher",
+        "reference",
+        "rewards",
+        "versions",
+        "device",
+        "git",
+        "origins",
+        "rules",
+    ):
         if not isinstance(values.get(name, {}), dict):
             raise _refused(path, f"not a lock: {name} is a {type(values[name]).__name__}")
     for name, rule in values.get("rules", {}).items():

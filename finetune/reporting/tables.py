@@ -91,6 +91,7 @@ def made_of(lock: Lock) -> list[Row]:
     how = adapter.method + (f", blocks of {adapter.block_size}" if adapter.method == "oft" else size)
     found = [("base", _identity(base)), ("method", how), ("objective", lock.recipe.objective.kind)]
     found += [("teacher", _identity(teacher))] if teacher else []
+    found += [("reference", f"{name} {value[:16]}") for name, value in lock.reference.items()]
     found += [("reward", f"{name} {value}") for name, value in lock.rewards.items()]
     found += [("data", f"{name}, SHA-256 {str(sha)[:16]}") for name, sha in lock.data.items()]
     found += [

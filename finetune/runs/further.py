@@ -32,7 +32,8 @@ def command_to_train_further(run: RunFolder, lock: Lock, overrides: tuple[str, .
             changes["adapter.rank"] = str(recipe.adapter.saved_rank)
             changes["adapter.alpha"] = str(recipe.adapter.saved_alpha)
         # Its start is another one now, and what answers are compared with stays what it was.
-        if recipe.objective.options.get("reference") == "start" and recipe.adapter.init != "loftq":
+        starts = recipe.objective.compares and recipe.objective.options["reference"] == "start"
+        if starts and recipe.adapter.init != "loftq":
             changes["objective.reference"] = str(recipe.adapter.continue_from or "base")
     words = [f"{key}={value}" for key, value in changes.items()]
     length = (

@@ -25,6 +25,10 @@ METRICS = {
 """Kinds of rewards that are a metric of one answer, by its name."""
 
 
+COMPARED = (*METRICS, "number")
+"""Kinds that compare an answer with its row's."""
+
+
 def by_metric(kind: str, answers: Sequence[Prediction], labels: Labels) -> list[float]:
     """The metric of each answer, divided by its best value."""
     metric = metric_of(METRICS[kind])

@@ -55,6 +55,7 @@ from finetune.models.kernels.sequence_parallel import refuse_unsplittable, split
 from finetune.models.load import load_around_layers, load_model, skeleton
 from finetune.models.quantization import is_quantized
 from finetune.models.recomputation import recompute_activations
+from finetune.models.sharing import sharing_weights
 from finetune.models.stored_quantization import check_trainable
 from finetune.objectives import Objective, objective_of
 from finetune.objectives.grpo import Grpo
@@ -77,7 +78,7 @@ from finetune.training.optimization.own_optimizers import own_optimizer
 from finetune.training.optimization.parameter_groups import Rates
 from finetune.training.optimization.schedule import ceil_product, rate_factor, warmup_steps
 from finetune.training.prompts import PromptFeed, prompts_of
-from finetune.training.reference import StartWeights, check_reference
+from finetune.training.reference import adapter_on, check_reference, reference_of_steps
 from finetune.training.rollouts import Rollouts
 from finetune.training.teacher import ask_before, check_teacher, hash_of_answers, load_teacher
 from finetune.training.teacher_store import TeacherStore
@@ -112,6 +113,8 @@ class Inputs:
     """How the run carries its recipe out: a resumed one as it was started."""
     teacher: Mapping[str, str] = field(default_factory=dict)
     """What a distillation's teacher is, as Base.fingerprint says it; nothing where it has none of its own."""
+    reference: Mapping[str, str] = field(default_factory=dict)
+    """The SHA-256 of an adapter that the steps are measured from; nothing where there is none."""
     member: Member | None = None
     """Of a company of runs that train together; None for a run alone."""
     asking: "Asking | None" = None
@@ -192,10 +195,12 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     if recipe.adapter.continue_from is not None:
         _check_continued(recipe, base, described, tokenizer)
     objective = objective_of(recipe)
-    check_reference(objective, base, tokenizer, rules.preparation)
+    reference = check_reference(objective, base, tokenizer, rules.preparation)
     teacher = check_teacher(objective, base, tokenizer)
     data = prepare_data(recipe, tokenizer, allow_code=allow_code)
-    made = Inputs(base, tokenizer, data, precision, objective, frozenset(allow_code), rules, teacher)
+    made = Inputs(
+        base, tokenizer, data, precision, objective, frozenset(allow_code), rules, teacher, reference
+    )
     if not recipe.objective.draws:
         return made
     questions, held_out = prompts_of(recipe, data, tokenizer, positions=positions)
@@ -277,6 +282,9 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     with engine.loading(inputs.precision.name):
         model = load_base(recipe, inputs, engine)
         trained: torch.nn.Module = model
+        if isinstance(inputs.objective, Grpo) and recipe.objective.names_reference:
+            # Before the base has an adapter: the two have its weights in common.
+            inputs.objective.reference_model = adapter_on(sharing_weights(model), inputs.objective.reference)
         if method != "full":
             # The seed again: the adapter's start doesn't depend on what loading the base drew.
             seed_everything(recipe.train.seed)
@@ -467,8 +475,9 @@ def _drawing(trainer: ExactTrainer, inputs: Inputs, asking: Asking) -> Drawing:
     options = inputs.objective.options
     if asking.rewards is None:
         return OwnAnswers(trainer, inputs.tokenizer, options.on_policy)
-    start = StartWeights(trainer) if options.kl_weight else None
-    return Rollouts(trainer, inputs.tokenizer, asking.rewards, asking.evaluation, start)
+    assert isinstance(inputs.objective, Grpo)  # noqa: S101 - the one that has rewards
+    reference = reference_of_steps(trainer, inputs.objective.reference_model) if options.kl_weight else None
+    return Rollouts(trainer, inputs.tokenizer, asking.rewards, asking.evaluation, reference)
 
 
 def ask_teacher(recipe: Recipe, inputs: Inputs) -> dict[str, TeacherStore]:

@@ -33,7 +33,7 @@ def prompts_of(
         sides.append(data.evaluation_rows[: recipe.evaluate.max_rows])
     asked = []
     for rows in sides:
-        found = questions_of(rows, tokenizer, recipe.data, merged=False)
+        found = questions_of(rows, tokenizer, recipe.data, merged=False, alone=not recipe.objective.teaches)
         if len(found) < len(rows):
             asking = {question.place for question in found}
             place = next(place for place, _ in rows if place not in asking)

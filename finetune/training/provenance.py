@@ -25,7 +25,7 @@ TOGETHER = "together"
 """Fact of a lock's device: other runs were computed in the same passes."""
 
 
-IDENTITY = ("base", "tokenizer_sha256", "template_sha256", "data", "teacher", "rewards")
+IDENTITY = ("base", "tokenizer_sha256", "template_sha256", "data", "teacher", "reference", "rewards")
 """Of a lock: what decides a run's outcome beside its recipe, and must not change."""
 
 
@@ -43,6 +43,7 @@ def make_lock(
         template_sha256=template_sha256(inputs.tokenizer),
         data=inputs.data.digests,
         teacher=dict(inputs.teacher),
+        reference=dict(inputs.reference),
         rewards={} if asking is None or asking.rewards is None else asking.rewards.identity,
         versions=build.versions(),
         device=build.device_facts(inputs.precision) | ({} if inputs.member is None else {TOGETHER: True}),

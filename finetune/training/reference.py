@@ -1,9 +1,9 @@
-"""The model of which an objective's `values` are computed before step 1: the trained one itself, its base, or
-another adapter on the same base."""
+"""The model of which an objective's `values` are computed, before step 1 or in each step: the trained one as
+it was at its start, its base, or another adapter on the same base."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from peft import PeftModel
@@ -16,7 +16,8 @@ from finetune.engines.sharded import gathered_weights
 from finetune.errors import ModelError
 from finetune.models.adapters.adapter import load_adapter, without_adapter
 from finetune.models.adapters.fit import refuse_other_task
-from finetune.models.bases.folder import read_adapter_config
+from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_adapter_config
+from finetune.models.bases.hashes import remembered_sha256
 from finetune.models.bases.locate import Base
 from finetune.models.device import choose_device
 from finetune.models.quantization import is_quantized
@@ -35,21 +36,25 @@ def reference_model(trainer: "ExactTrainer", load_base: Callable[[], PreTrainedM
     loss."""
     objective, trained = trainer.objective, trainer.accelerator.unwrap_model(trainer.model)
     if objective.recipe.objective.names_reference:
-        yield _on_base(load_base(), objective.reference)
+        yield adapter_on(load_base(), objective.reference)
     elif objective.reference == "base" and isinstance(trained, PeftModel):
-        with without_adapter(trained):
-            yield trainer.model_wrapped
+        with BaseAlone().in_place(trainer) as model:
+            yield model
     else:
         yield trainer.model_wrapped
 
 
 def check_reference(
     objective: Objective, base: Base, tokenizer: PreTrainedTokenizerFast, preparation: int
-) -> None:
-    """Raises ModelError where the reference is an adapter that can't be one: it can't be loaded, or belongs
-    to another base or tokenizer."""
+) -> dict[str, str]:
+    """The SHA-256 of an adapter that each step is measured from, for the run's lock; nothing where there is
+    none, or its numbers are computed once and kept with the run.
+
+    Raises ModelError where the reference is an adapter that can't be one: it can't be loaded, or belongs to
+    another base or tokenizer.
+    """
     if not objective.recipe.objective.names_reference:
-        return
+        return {}
     target = resolve_target(objective.reference)
     if target.adapter is None:
         raise ModelError(
@@ -68,14 +73,54 @@ def check_reference(
             f"{len(tokenizer):,}, or they have other ids; rows mean the same to both only with one "
             "tokenizer."
         )
+    if objective.values_per_document:
+        return {}
+    return {"adapter": remembered_sha256(target.adapter / ADAPTER_WEIGHTS)}
 
 
-def _on_base(base: PreTrainedModel, name: str) -> nn.Module:
+def adapter_on(base: PreTrainedModel, name: str) -> nn.Module:
     """The base with the adapter of that name, on the device."""
     target = resolve_target(name)
     assert target.adapter is not None  # noqa: S101 - check_reference
     loaded = load_adapter(base, target.adapter).eval()
     return loaded if is_quantized(base) else loaded.to(choose_device())
+
+
+class Reference(Protocol):
+    """What is measured from in each step."""
+
+    def in_place(self, trainer: "ExactTrainer") -> AbstractContextManager[nn.Module]:
+        """The model that computes it, between two steps."""
+
+
+def reference_of_steps(trainer: "ExactTrainer", model: nn.Module | None) -> Reference:
+    """That of an objective whose values are computed in each step; `model` is the adapter that it names, on
+    the base. All processes must call this before the first step, and before a checkpoint is loaded."""
+    if model is not None:
+        return OtherModel(model)
+    return BaseAlone() if trainer.objective.reference == "base" else StartWeights(trainer)
+
+
+class OtherModel:
+    """A model of its own, which may share the base's weights with the trained one."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    @contextmanager
+    def in_place(self, trainer: "ExactTrainer") -> Iterator[nn.Module]:
+        """The model."""
+        yield self.model
+
+
+class BaseAlone:
+    """The trained model without its adapter."""
+
+    @contextmanager
+    def in_place(self, trainer: "ExactTrainer") -> Iterator[nn.Module]:
+        """The trainer's model, whose adapter is off."""
+        with without_adapter(trainer.accelerator.unwrap_model(trainer.model)):
+            yield trainer.model_wrapped
 
 
 class StartWeights:
@@ -86,8 +131,8 @@ class StartWeights:
         self._weights = gathered_weights(trainer, keep=True)
 
     @contextmanager
-    def in_place(self, trainer: "ExactTrainer") -> Iterator[None]:
-        """The trainer's model with these weights, between two steps."""
+    def in_place(self, trainer: "ExactTrainer") -> Iterator[nn.Module]:
+        """The trainer's model with these weights."""
         model = trainer.accelerator.unwrap_model(trainer.model)
         trained = {name: own for name, own in model.named_parameters() if own.requires_grad}
         kept = {name: own.detach().clone() for name, own in trained.items()}
@@ -95,7 +140,7 @@ class StartWeights:
             for name, own in trained.items():
                 own.copy_(_as_held(self._weights[name], own))
         try:
-            yield
+            yield trainer.model_wrapped
         finally:
             with torch.no_grad():
                 for name, own in trained.items():

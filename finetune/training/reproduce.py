@@ -126,6 +126,7 @@ def differences(then: Lock, now: Lock) -> list[str]:
         ("base", then.base, now.base),
         ("data", then.data, now.data),
         ("base", then.teacher, now.teacher),
+        ("base", then.reference, now.reference),
         ("base", then.rewards, now.rewards),
         ("base", then.tokenizer_sha256, now.tokenizer_sha256),
         ("base", then.template_sha256, now.template_sha256),

@@ -1,11 +1,11 @@
 """What drawn answers are worth, and the micro-batches that they become.
 
-Shapes: P prompts, G answers to each, K rewards, N learned tokens of a micro-batch.
+Shapes: N learned tokens of a micro-batch.
 """
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,19 +21,17 @@ from finetune.generation.sampler import Sample
 from finetune.models.device import widest_type
 from finetune.models.policy import advantages_of
 from finetune.objectives.grpo import Grpo
-from finetune.runs.tracking.base import GeneratedSample
 from finetune.scoring.measured import Question
 from finetune.training.batches import collate
 from finetune.training.drawing import Drawing
-from finetune.training.reference import StartWeights
+from finetune.training.reference import Reference
+from finetune.training.scored import Scored
 
 if TYPE_CHECKING:
     from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
 
-SAME = 1e-8
-"""Rewards of a group that are nearer than this are the same: rounding."""
 EVALUATION = "evaluation"
 MOST_BYTES = 1 << 32
 
@@ -71,17 +69,20 @@ class Rollouts(Drawing):
         tokenizer: PreTrainedTokenizerFast,
         rewards: Rewards,
         evaluation: Sequence[Question],
-        start: StartWeights | None,
+        reference: Reference | None,
     ):
-        """`start` are the weights from which the divergence is measured, where it has a weight."""
+        """`reference` is what the divergence is measured from, where it has a weight."""
         assert isinstance(trainer.objective, Grpo)  # noqa: S101 - build makes it for this objective
         self.objective, self.options = trainer.objective, trainer.objective.options
-        self.rewards, self.evaluation, self.start = rewards, evaluation, start
+        self.rewards, self.evaluation, self.reference = rewards, evaluation, reference
+        weights = [section.weight for section in rewards.table.values()]
+        self.weights = torch.tensor(weights, dtype=torch.float64)
         self.micro_batches: list[Groups] = []
         """What the present answers are cut into, for steps that learn from them again."""
         self.names = (
             "reward", "reward_deviation", *(f"rewards/{name}" for name in rewards.table), "answer_tokens",
-            "truncated", "groups_without_signal", *(f"reward_errors/{name}" for name in rewards.counted),
+            "truncated", "groups_without_signal", *(("groups_resampled",) if self.options.resample else ()),
+            *(f"reward_errors/{name}" for name in rewards.counted),
         )  # fmt: skip
         super().__init__(trainer, tokenizer, self.options)
         self.steps = self.steps_without_signal = 0
@@ -92,34 +93,34 @@ class Rollouts(Drawing):
         if (step - 1) % self.options.epochs_per_sample == 0:
             self.micro_batches = self._drawn(asked, step)
         batches = [self._batch(groups, step) for groups in self.micro_batches]
-        if self.start is not None:
-            with self.start.in_place(self.trainer):
+        if self.reference is not None:
+            with self.reference.in_place(self.trainer) as model:
                 asking = [([index], batch) for index, batch in enumerate(batches)]
-                for (index,), found in self.trainer.computed("values", asking):
+                for (index,), found in self.trainer.computed("values", asking, model):
                     batches[index]["position_values"][:, 1] = found[:, 0]
         return batches
 
     def _drawn(self, asked: Sequence[dict[str, Any]], step: int) -> list[Groups]:
         """Answers to the rows of each micro-batch."""
-        size = self.options.group_size
         questions = [self.feed.questions[row] for one in asked for row in one["rows"]]
         before = [count for one in asked for count in one["asked_before"]]
-        samples = self.samples(questions, size, step, asked_before=before)
-        values = self._scored(questions, samples)
-        totals = values.sum(dim=1).reshape(-1, size)
-        learns = totals.amax(dim=1) - totals.amin(dim=1) > SAME
+        drawn = self._answers(questions, self.options.group_size, step, asked_before=before)
+        self._count(drawn)
+        self._resample(drawn, before, step)
+        self.first_prompt = drawn.shown(self.rewards.table)
+        learns = drawn.has_signal
+        self._add({"groups_without_signal": (float((~learns).sum()), len(questions))})
         found = advantages_of(
-            totals,
+            drawn.totals,
             self.objective.scale,
             leave_one_out=self.options.loss == "rloo",
-            deviation=self._deviation(totals),
+            deviation=self._deviation(drawn.totals),
         )
-        self._count(values, totals, samples, learns)
         groups = iter(
             [
                 self._drawn_of(question, own, row) if learned else []
                 for question, own, row, learned in zip(
-                    questions, samples, found.tolist(), learns.tolist(), strict=True
+                    questions, drawn.samples, found.tolist(), learns.tolist(), strict=True
                 )
             ]
         )
@@ -127,16 +128,37 @@ class Rollouts(Drawing):
         self._tell(step, any(made))
         return made
 
-    def _scored(self, questions: Sequence[Question], samples: Sequence[Sequence[Sample]]) -> torch.Tensor:
-        """The rewards of all answers, each by its weight (P G x K)."""
-        table = self.rewards.table
+    def _answers(
+        self, questions: Sequence[Question], count: int, *moment: object, asked_before: Sequence[int] = ()
+    ) -> Scored:
+        """So many answers to each question, with their rewards."""
+        samples = self.samples(questions, count, *moment, asked_before=asked_before)
         answers, found = self.rewards.of_samples(questions, samples, self.tokenizer)
-        self.first_prompt = [
-            GeneratedSample(answer.question.text, answer.text, dict(zip(table, own, strict=True)))
-            for answer, own in zip(answers[: len(samples[0]) if samples else 0], found, strict=False)
-        ]
-        weights = torch.tensor([section.weight for section in table.values()], dtype=torch.float64)
-        return torch.tensor(found, dtype=torch.float64).reshape(len(answers), len(table)) * weights
+        errors = self.rewards.errors
+        self._add({
+            f"reward_errors/{name}": (float(errors.pop(name, 0)), len(answers))
+            for name in self.rewards.counted
+        })  # fmt: skip
+        return Scored(list(questions), samples, answers, found, self.weights, count)
+
+    def _resample(self, drawn: Scored, before: Sequence[int], step: int) -> None:
+        """Answer the prompts whose groups have no signal anew, in as many rounds as are allowed and a process
+        needs: where weights are cut up, all must draw together.
+
+        What is drawn follows from the seed, the step, the round and the prompt, whoever else is asked again.
+        """
+        if not self.options.resample:
+            return
+        again = 0
+        for turn in range(1, self.options.resample + 1):
+            lacking = (~drawn.has_signal).nonzero()[:, 0].tolist()
+            if not self.trainer.group.any(bool(lacking)):
+                break
+            questions, earlier = ([own[place] for place in lacking] for own in (drawn.questions, before))
+            size = self.options.group_size
+            drawn.put(lacking, self._answers(questions, size, step, turn, asked_before=earlier))
+            again += len(lacking)
+        self._add({"groups_resampled": (again, len(drawn.questions))})
 
     def _deviation(self, totals: torch.Tensor) -> float:
         """That of the rewards of the complete step, over all processes; all of them must ask."""
@@ -174,23 +196,28 @@ class Rollouts(Drawing):
 
     # --- What is known of them
 
-    def _count(
-        self,
-        values: torch.Tensor,
-        totals: torch.Tensor,
-        samples: Sequence[Sequence[Sample]],
-        learns: torch.Tensor,
-    ) -> None:
-        flat = [one for own in samples for one in own]
-        deviations = totals.std(dim=1) if totals.shape[1] > 1 else totals.new_zeros(0)
-        columns = [
-            totals.flatten(), deviations, *values.unbind(1),
-            torch.tensor([float(len(one.ids)) for one in flat]),
-            torch.tensor([float(one.cut is not None) for one in flat]), (~learns).double(),
-        ]  # fmt: skip
-        sums = [[float(own.sum()), float(len(own))] for own in columns]
-        sums += [[float(self.rewards.errors.pop(name, 0)), float(len(flat))] for name in self.rewards.counted]
-        self.sums += torch.tensor(sums, dtype=torch.float64)
+    def _count(self, drawn: Scored) -> None:
+        """What answers are worth, as the model gives them: those that are drawn for want of a signal are left
+        out, which would favour prompts that are answered well at times."""
+        flat = [one for own in drawn.samples for one in own]
+        columns = {
+            "reward": drawn.totals,
+            "reward_deviation": drawn.totals.std(dim=1) if drawn.totals.shape[1] > 1 else torch.empty(0),
+            **{
+                f"rewards/{name}": own
+                for name, own in zip(self.rewards.table, drawn.values.unbind(2), strict=True)
+            },
+        }
+        self._add({name: (float(own.sum()), own.numel()) for name, own in columns.items()})
+        self._add({
+            "answer_tokens": (sum(len(one.ids) for one in flat), len(flat)),
+            "truncated": (sum(one.cut is not None for one in flat), len(flat)),
+        })  # fmt: skip
+
+    def _add(self, counted: Mapping[str, tuple[float, float]]) -> None:
+        """Sums, and of how many, by their names."""
+        for name, pair in counted.items():
+            self.sums[self.names.index(name)] += torch.tensor(pair, dtype=torch.float64)
 
     def _tell(self, step: int, learns: bool) -> None:
         """Say once in a row that nothing is learned."""
@@ -227,14 +254,10 @@ class Rollouts(Drawing):
         group = self.trainer.group
         mine = self.evaluation[group.rank :: group.world_size]
         kept, self.sums = self.sums, self._nothing()
-        samples = self.samples(mine, 1, EVALUATION)
-        values = self._scored(mine, samples)
-        totals = values.sum(dim=1, keepdim=True)
-        self._count(values, totals, samples, torch.ones(len(mine), dtype=torch.bool))
+        self._count(self._answers(mine, 1, EVALUATION))
         found = self.means()
         self.sums = kept
-        left_out = ("reward_deviation", "groups_without_signal")
-        return -found["reward"], {name: value for name, value in found.items() if name not in left_out}
+        return -found["reward"], found
 
     # --- Checkpoints
 

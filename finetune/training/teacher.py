@@ -23,7 +23,7 @@ from finetune.generation.model import causal_model
 from finetune.models.bases.config import load_config
 from finetune.models.bases.locate import Base
 from finetune.models.device import Precision, choose_device
-from finetune.models.logits import Head, head_of, states_of
+from finetune.models.logits import Head, gathered_head, head_of, states_of
 from finetune.models.quantization import is_quantized
 from finetune.objectives import Objective
 from finetune.objectives.distillation import Distillation
@@ -68,8 +68,8 @@ class WithoutAdapter:
 
     @property
     def head(self) -> Head:
-        """The base's."""
-        return head_of(self.model)
+        """The base's, which is the student's too, and gathered for its loss."""
+        return gathered_head(head_of(self.model))
 
     @torch.no_grad()
     def states(self, read: Mapping[str, Any]) -> torch.Tensor:

@@ -88,6 +88,33 @@ def test_each_draws_its_own_answers(train: Train, tmp_path: Path) -> None:
     assert difference(both.weights(), alone.weights()) < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("teacher", "objective"),
+    [
+        ("base", {}),
+        pytest.param("another", {}, marks=pytest.mark.long),
+        pytest.param("another", {"top_k": 16}, marks=pytest.mark.long),
+        pytest.param(
+            "another", {"on_policy": {"fraction": 0.5, "max_new_tokens": 8}}, marks=pytest.mark.long
+        ),
+    ],
+    ids=["base", "another", "offline", "on-policy"],
+)
+def test_a_student_that_is_cut_up(
+    train: Train, tmp_path: Path, teacher: str, objective: dict[str, Any]
+) -> None:
+    """Two processes of fsdp2 learn from a teacher that each has whole, or from the student without its
+    adapter, what one process does; the base has something to say beside the rows' own tokens."""
+    own = sections(tmp_path, divergence="forward_kl" if "top_k" in objective else "jsd", **objective)
+    if teacher == "base":
+        own["objective"] |= {"teacher": "base", "supervised_weight": 0.5}
+    alone = train(**own)
+    both = train("--launch", "fsdp2", "--processes", "2", **own)
+    for name in ("train/loss", "train/losses/divergence", "train/teacher/loss", "eval/loss"):
+        assert both.losses(name) == pytest.approx(alone.losses(name), rel=1e-4, abs=2e-5), name
+    assert difference(both.weights(), alone.weights()) < 1e-3
+
+
 def test_engines_that_step_backwards_draw_nothing(train: Train, tmp_path: Path) -> None:
     """With one message, before a process is started."""
     own = sections(tmp_path, on_policy={"fraction": 0.5})

@@ -39,13 +39,42 @@ def sections(folder: Path, **objective: Any) -> dict[str, Any]:
     ],
 )
 def test_two_processes_are_one(train: Train, tmp_path: Path, engine: str, method: str) -> None:
-    """What is drawn, the rewards, the divergence from the start, the loss and the weights; advantages are
-    scaled by the deviation of both processes' rewards."""
-    own = sections(tmp_path, scale="batch", kl_weight=0.1, loss="dapo") | {"adapter": {"method": method}}
+    """What is drawn, and drawn anew, the rewards, the divergence from the start, the loss and the weights;
+    advantages are scaled by the deviation of both processes' rewards."""
+    own = sections(tmp_path, scale="batch", kl_weight=0.1, loss="dapo", group_size=2, resample=2)
+    own |= {"adapter": {"method": method}}
     alone = train(**own)
     both = train("--launch", engine, "--processes", "2", **own)
-    for name in ("train/reward", "train/answer_tokens", "eval/reward", "train/kl", "train/loss"):
+    for name in (
+        "train/reward",
+        "train/answer_tokens",
+        "train/groups_resampled",
+        "eval/reward",
+        "train/kl",
+        "train/loss",
+    ):
         assert both.losses(name) == pytest.approx(alone.losses(name), rel=1e-4, abs=2e-5), name
+    assert difference(both.weights(), alone.weights()) < 1e-3
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("engine", "reference"), [("fsdp2", "base"), ("ddp", "base"), ("ddp", "another run")]
+)
+def test_the_divergence_of_two_processes_is_one_s(
+    train: Train, tmp_path: Path, engine: str, reference: str
+) -> None:
+    """Of a run that goes on from another, from the base and from that one: the divergence and the weights."""
+    own = sections(tmp_path, kl_weight=0.1)
+    first = train(**own).run
+    assert first is not None
+    own["adapter"] = {"continue_from": str(first / "adapter")}
+    own["objective"] |= {"reference": "base" if reference == "base" else str(first)}
+    alone = train(**own)
+    both = train("--launch", engine, "--processes", "2", **own)
+    for name in ("train/kl", "train/loss"):
+        assert both.losses(name) == pytest.approx(alone.losses(name), rel=1e-4, abs=2e-5), name
+    assert (alone.losses("train/kl")[0] > 1e-4) is (reference == "base")
     assert difference(both.weights(), alone.weights()) < 1e-3
 
 

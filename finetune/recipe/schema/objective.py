@@ -64,6 +64,12 @@ class ObjectiveSection(Section):
         return {"group_size": 1, "epochs_per_sample": 1, **own} if own else self.options
 
     @property
+    def compares(self) -> bool:
+        """Whether something is measured from a reference."""
+        options = self.options
+        return options.get(REFERENCE[-1], "none") != "none" and options.get("kl_weight") != 0
+
+    @property
     def names_reference(self) -> bool:
         """Whether the reference is an adapter of its own."""
         return self.options.get(REFERENCE[-1], "start") not in REFERENCES

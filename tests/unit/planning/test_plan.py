@@ -21,7 +21,7 @@ from finetune.models.load import load_model
 from finetune.planning.data import assumed, load_of
 from finetune.planning.longest import longest_rows
 from finetune.planning.memory import Job, activations, host_bytes, memory_of, stream_bytes
-from finetune.planning.plan import cheapest_change, job_of
+from finetune.planning.plan import cheapest_change, job_of, plan
 from finetune.recipe.rules.objective import with_objective_defaults
 from finetune.recipe.schema import Recipe
 from tests.support.families import save_tiny_family
@@ -368,3 +368,14 @@ def test_drawn_answers_are_counted(make_recipe: MakeRecipe) -> None:
     change = cheapest_change(many, [SINGLE], int(memory_of(many).total * 0.7))
     assert change is not None
     assert change.what == "objective.answers_at_a_time: 32768"
+
+
+def test_the_answers_that_a_step_draws(make_recipe: MakeRecipe) -> None:
+    """Each prompt's once, or in each round of objective.resample as well; none without drawing."""
+    rewards = {"own": {"kind": "exact_match"}}
+    objective = {"kind": "grpo", "group_size": 6, "max_new_tokens": 32, "rewards": rewards, "resample": 2}
+    train = {"global_batch_size": 4, "micro_batch_size": 2, "max_steps": 3}
+    drawing = with_objective_defaults(make_recipe(objective=objective, train=train))
+    options: Any = {"gpus": 1, "gpu_memory": None, "engine": None, "tokens_per_second": None}
+    assert plan(drawing, **options).drawn_answers == (24, 72)
+    assert plan(make_recipe(), **options).drawn_answers == (0, 0)

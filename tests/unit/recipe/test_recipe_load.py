@@ -80,7 +80,7 @@ extra: 1
         "r.yaml:5:11  adapter.method  got 'lorra', expected lora, qlora, full, miss, oft, vera or loha; did you mean lora?",
         "r.yaml:6:10  adapter.alpha  got 0, expected more than 0",
         f"r.yaml:9:13  data.train.0.path  no such file: looked at {folder / 'absent.json'}",
-        "r.yaml:10:15  data.train.0.format  got 'alpacca', expected auto, alpaca, prompt_completion, "
+        "r.yaml:10:15  data.train.0.format  got 'alpacca', expected auto, alpaca, prompt_completion, prompt, "
         "messages, sharegpt, text, question_answer, classification, regression, translation, summarisation, "
         "code, preference, feedback, template or python; did you mean alpaca?",
         "r.yaml:11:7  data.train.1  path and dataset exclude each other; expected {path: FILE, format: "

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune.errors import CheckpointError, ModelError, RecipeError
+from finetune.engines.launch.check import check_launch, plan_launch
+from finetune.errors import CheckpointError, LaunchError, ModelError, RecipeError
 from finetune.recipe.load import load_recipe
 from finetune.runs.folder import RunFolder
 from finetune.training import build
@@ -188,6 +189,24 @@ def test_a_teacher_that_predicts_labels_is_refused(make_recipe: MakeRecipe, tmp_
 def test_what_does_not_fit_is_refused(text: str, message: str) -> None:
     """By the recipe's rules, with the key."""
     assert any(message in problem for problem in found(text)), found(text)
+
+
+@pytest.mark.parametrize(
+    ("engine", "changed", "message"),
+    [
+        ("zero3", {}, "was never shown to train beside a teacher. Take ddp or fsdp2"),
+        ("fsdp2", {"adapter": {"method": "full"}}, "the head is trained here"),
+        ("fsdp2", {"adapter": {"modules_to_save": ["lm_head"]}}, "the head is trained here"),
+    ],
+    ids=["zero3", "all weights", "the head saved"],
+)
+def test_what_is_cut_up_and_can_not_be_compared_is_refused(
+    make_recipe: MakeRecipe, tmp_path: Path, engine: str, changed: dict[str, Any], message: str
+) -> None:
+    """With one message, before a process is started."""
+    recipe = make_recipe(objective={"kind": "distill", "teacher": str(tmp_path)}, **changed)
+    with pytest.raises(LaunchError, match=f"objective.teacher: .*{message}"):
+        check_launch(plan_launch(engine, processes=2), recipe)
 
 
 def test_nothing_else_is_in_the_run_s_model(make_recipe: MakeRecipe, teacher: RunFolder) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +24,11 @@ from finetune.training import build
 from finetune.training import run as training
 from finetune.training.batches import Batching
 from finetune.training.prompts import PromptFeed
+from tests.support.grpo import OBJECTIVE, TRAIN, Asking, first_step
 from tests.support.messages import hearing, sending
-from tests.support.models import save_tiny_llama
 from tests.support.preferences import column, write_pairs
 from tests.support.processes import adapter_of, assert_equal, start, trainer_of
-from tests.support.recipes import found, prompts_recipe, write_prompts
-
-DIGITS = {"digits": {"kind": "regex", "pattern": "[0-9]"}}
-SHORT = {"short": {"kind": "length", "most_tokens": 4, "margin_tokens": 8}}
-OBJECTIVE: dict[str, Any] = {"kind": "grpo", "group_size": 6, "max_new_tokens": 12, "rewards": DIGITS | SHORT}
-TRAIN: dict[str, Any] = {
-    "precision": "fp32", "learning_rate": 1e-2, "schedule": "constant", "max_steps": 4,
-    "global_batch_size": 4, "micro_batch_size": 2, "evaluate_every": "never", "rehearsal": False,
-}  # fmt: skip
-
-Asking = Callable[..., Recipe]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base whose answers differ from one another, and from what an adapter makes of them."""
-    folder = tmp_path_factory.mktemp("grpo") / "base"
-    save_tiny_llama(folder, initializer_range=0.15)
-    return folder
-
-
-@pytest.fixture
-def asking(base: Path, tmp_path: Path) -> Asking:
-    """asking(section={...}) -> a recipe of 16 prompts, four of them held out."""
-    write_prompts(tmp_path)
-
-    def make(**sections: dict[str, Any]) -> Recipe:
-        return prompts_recipe(tmp_path, base, OBJECTIVE, TRAIN, sections)
-
-    return make
+from tests.support.recipes import found
 
 
 def apart(one: RunFolder, other: RunFolder) -> float:
@@ -90,7 +60,7 @@ def test_the_trainer_sees_the_sampler_s_probabilities(asking: Asking, temperatur
             if "lora_B" in name:
                 weight.normal_(std=0.1)
     trainer.model_wrapped = trainer.model
-    batches = _first_step(trainer)
+    batches = first_step(trainer)
     drifts = [
         (found[:, 0] - batches[index]["position_values"][:, 0]).abs()
         for (index,), found in trainer.computed("values", [([i], batch) for i, batch in enumerate(batches)])
@@ -120,17 +90,11 @@ def test_rows_of_a_step_with_one_prompt_have_answers_of_their_own(asking: Asking
     drawn = []
     for size in (1, 4):
         trainer = trainer_of(asking(data=data, train={"micro_batch_size": size}), Path("unused"))
-        _first_step(trainer)
+        first_step(trainer)
         groups = [group for groups in trainer.rollouts.micro_batches for group in groups]
         drawn.append([[tuple(one.token_ids) for one in group] for group in groups])
     assert len({answer for group in drawn[0] for answer in group}) == 4 * 6
     assert drawn[0] == drawn[1]
-
-
-def _first_step(trainer: Any) -> list[dict[str, Any]]:
-    asked = [batch for batch, _ in zip(trainer.feed, range(trainer.feed.batching.accumulation), strict=False)]
-    found: list[dict[str, Any]] = trainer.rollouts.answered(asked)
-    return found
 
 
 @pytest.mark.parametrize(
@@ -240,7 +204,7 @@ def test_answers_that_were_cut_teach_nothing_when_masked(asking: Asking) -> None
     objective = OBJECTIVE | {"mask_truncated": True, "max_new_tokens": 6}
     trainer = trainer_of(asking(objective=objective, train={"global_batch_size": 12}), Path("unused"))
     trainer.model_wrapped = trainer.model
-    batches = _first_step(trainer)
+    batches = first_step(trainer)
     means = trainer.rollouts.means()
     assert 0 < means["truncated"] < 1
     learned = sum(len(batch["position_values"]) for batch in batches)
@@ -345,11 +309,11 @@ def test_rewards_that_rows_or_machine_lack_are_refused(
         build.build_inputs(asking(objective=OBJECTIVE | {"rewards": {"own": reward}}))
 
 
-def test_a_reward_model_that_ranks_nothing_is_refused(asking: Asking, base: Path) -> None:
+def test_a_reward_model_that_ranks_nothing_is_refused(asking: Asking, drawing_base: Path) -> None:
     """A language model has no number for an answer."""
     with pytest.raises(ModelError, match="ranks no answers; expected a run of objective reward"):
         build.build_inputs(
-            asking(objective=OBJECTIVE | {"rewards": {"own": {"kind": "run", "run": str(base)}}})
+            asking(objective=OBJECTIVE | {"rewards": {"own": {"kind": "run", "run": str(drawing_base)}}})
         )
 
 
@@ -372,7 +336,7 @@ def test_answers_are_kept_with_their_rewards(asking: Asking) -> None:
     assert sum(digits) / 6 == pytest.approx(column(run, "train/rewards/digits")[0])
 
 
-def test_a_reward_model_s_number_is_the_reward(asking: Asking, base: Path, tmp_path: Path) -> None:
+def test_a_reward_model_s_number_is_the_reward(asking: Asking, drawing_base: Path, tmp_path: Path) -> None:
     """That which the run itself gives of a prompt and an answer."""
     pairs = {
         "data": {
@@ -383,7 +347,7 @@ def test_a_reward_model_s_number_is_the_reward(asking: Asking, base: Path, tmp_p
         "train": TRAIN | {"max_steps": 2},
         "objective": {"kind": "reward"},
         "adapter": {"rank": 4},
-        "model": {"base": str(base), "head": {"problem": "regression"}},
+        "model": {"base": str(drawing_base), "head": {"problem": "regression"}},
         "tracking": {"tracker": "none"},
         "output": {"folder": str(tmp_path / "runs")},
     }
