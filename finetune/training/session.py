@@ -25,7 +25,7 @@ from finetune.hub.card import write_result_card
 from finetune.models.adapters.adapter import count_parameters
 from finetune.models.device import choose_device, choose_threads
 from finetune.models.kernels.fp8 import unrounded
-from finetune.recipe.lock import Lock
+from finetune.recipe.lock import START_HASH, Lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.every import NEVER
 from finetune.recipe.schema.tracking import TrackingSection
@@ -320,6 +320,8 @@ class TrainingSession:
             final = {name: value for name, value in found.items() if is_metric(name)}
             if self.trainer.values_hash:
                 final["document_values_sha256"] = self.trainer.values_hash
+            if self.recipe.adapter.reads_rows and self.trainer.start_hash:
+                final[START_HASH] = self.trainer.start_hash
             write_private(self.run.lock_path, replace(self.lock, final=final).to_yaml())
             if self.inputs.base.mask is None:  # whose card says what plain peft would do to it
                 write_result_card(self.run, self.lock, found)
