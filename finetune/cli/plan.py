@@ -48,7 +48,9 @@ def plan(
     for line in heading(found):
         out(line)
     parts = ["weights", "adapter", "gradients", "optimizer", "activations", "logits", "passing", "overhead"]
-    parts += ["drawing"] if any(way.memory.drawing for way in found.ways) else []
+    parts += [
+        part for part in ("drawing", "starting") if any(getattr(way.memory, part) for way in found.ways)
+    ]
     rows = [["GB a process", *parts, "total", ""]]
     for way in found.ways:
         fits = {None: "", True: "fits", False: "does not fit"}[way.fits]
@@ -87,7 +89,8 @@ def closing(found: "Plan") -> list[str]:
     lines += [f"longest row         {longest_words(row, found.positions)}" for row in found.longest_rows]
     if found.host_bytes:
         lines.append(
-            f"the host's memory   {found.host_bytes / 1e9:.2f} GB a process, pinned, for layers' inputs"
+            f"the host's memory   {found.host_bytes / 1e9:.2f} GB a process, for layers' inputs (pinned) or "
+            "the adapter's start"
         )
     steps = f"{load.steps:,}" if load.steps else "not known: the data are not here"
     tokens = f", {load.tokens:,} tokens" if load.tokens else ""

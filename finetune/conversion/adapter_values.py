@@ -8,6 +8,11 @@ PISSA_ITERATIONS = 16
 """LLaMA-Factory's default of pissa_iter; -1 is the full decomposition."""
 
 
+COMPUTED = ("pissa", "olora", "loftq", "eva", "corda", "lora_ga")
+GO_WITH_DROPOUT = ("loftq", "eva")
+"""Of these, what takes nothing out of the base: it goes with dropout, and with a quantised base."""
+
+
 def init(entry: GivenKey, alias: Alias, draft: Draft) -> None:
     """peft's init_lora_weights."""
     value = str(entry.value).lower()
@@ -15,7 +20,7 @@ def init(entry: GivenKey, alias: Alias, draft: Draft) -> None:
         draft.carried(entry, alias.ours, "the default there and here")
     elif value in ("gaussian", "orthogonal"):
         draft.carry(entry, alias.ours, value)
-    elif value in ("pissa", "olora", "loftq") or value.startswith("pissa_niter_"):
+    elif value in COMPUTED or value.startswith("pissa_niter_"):
         draft.carry(entry, alias.ours, value)
         draft.note("init", entry)
     else:
@@ -91,11 +96,11 @@ def start(draft: Draft) -> None:
     if name == "loftq" and not on_quantised:
         draft.put("adapter.method", "qlora", entry)
         draft.otherwise(entry, "the base is held in NF4; there its rounded weights are held in 16 bits")
-    if name != "loftq" and on_quantised:
+    if name not in GO_WITH_DROPOUT and on_quantised:
         draft.remove("adapter.init")
         draft.drop(entry, f"{name} is for bases in 16 bits here: loftq is for quantised ones")
         return
-    if name != "loftq" and draft.value("adapter.dropout", 0):
+    if name not in GO_WITH_DROPOUT and draft.value("adapter.dropout", 0):
         draft.remove("adapter.dropout")
         draft.otherwise(entry, f"without dropout, which {name} doesn't go with", "adapter.init", changes=True)
     if draft.value("adapter.use_dora"):

@@ -219,7 +219,7 @@ class Engine:
         if (
             (adapter.starts_at_base and self.takes_over)
             or (adapter.init == "loftq" and self.shards_weights)
-            or (adapter.init == "eva" and (self.takes_over or self.shards_weights))
+            or (adapter.reads_rows and (self.takes_over or self.shards_weights))
         ):
             return (
                 f"adapter.init {adapter.init}: where weights are cut up or kept in bf16 its start was never "

@@ -16,6 +16,9 @@ INPUTS_ON_DEVICE = 2
 """Layer inputs that are on the device at once where the host keeps them: as they leave, and as they come
 back."""
 
+START_BATCH_TOKENS = 1024
+"""How many a batch of the rows has at least that an adapter's start is computed of."""
+
 NUMBERS = {"lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0, "ademamix": 3, "schedule_free": 3}
 """How many an optimizer keeps of each trained weight, by how its name begins; 2, as Adam, where it isn't
 here."""

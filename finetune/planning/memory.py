@@ -8,14 +8,14 @@ arXiv:1910.02054; checkpointing: Chen et al. 2016, arXiv:1604.06174.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from finetune.engines.base import Engine, Total
 from finetune.engines.single import SINGLE
 from finetune.models.architectures import family_of
 from finetune.models.architectures.llama import LLAMA
 from finetune.models.bases.shapes import Shape, count_parameters
-from finetune.models.sizes import CHUNK_POSITIONS, INPUTS_ON_DEVICE, Sizes, state_bytes
+from finetune.models.sizes import CHUNK_POSITIONS, INPUTS_ON_DEVICE, START_BATCH_TOKENS, Sizes, state_bytes
 from finetune.models.stored_quantization import INT8, NF4_DOUBLE
 
 NF4_BYTES = {"nf4": 0.5 + 4 / 64, NF4_DOUBLE: 0.5 + 1 / 64 + 4 / (64 * 256)}
@@ -74,6 +74,12 @@ class Job:
     """Of a classification head, in place of logits over the vocabulary."""
     start_weights: int = 0
     """Frozen weights of an adapter that starts at a part of the base."""
+    by_peft: bool = False
+    """Whether the adapter's layers are peft's, in place of fused ones."""
+    init: str = "default"
+    """adapter.init."""
+    start_numbers: int = 0
+    """What a start by rows gathers (bases.shapes.start_numbers)."""
     fp8: bool = False
     """Whether the base multiplies in FP8, its 8-bit weights beside its own."""
     masked: bool = False
@@ -106,6 +112,8 @@ class Memory:
     drawing: float = 0.0
     """What drawing answers takes beyond what a step does, which is gone by then: their keys and values, and
     the logits of the next tokens."""
+    starting: float = 0.0
+    """What reading rows for the adapter's start takes beyond what a step does, which comes after it."""
 
     @property
     def total(self) -> float:
@@ -145,6 +153,7 @@ def memory_of(job: Job) -> Memory:
         overhead=OVERHEAD_BYTES[job.device]
         + (NCCL_BYTES if job.device == "gpu" and job.processes > 1 else 0.0),
         drawing=max(0.0, drawing(job) - step),
+        starting=max(0.0, starting(job) - step - held.states),
     )
 
 
@@ -154,6 +163,40 @@ def drawing(job: Job) -> float:
     shape = job.shape
     cached = job.row_tokens * 2 * shape.layers * shape.key_width * job.number_bytes
     return float(job.answers * (cached + 3 * 4 * shape.vocabulary))
+
+
+def starting(job: Job) -> float:
+    """What reading rows for the adapter's start takes on the device: a batch of them, at worst a row more.
+
+    LoRA-GA's pass is forward and backward, and has one weight's gradient at a time. CorDA's keeps nothing:
+    then a few squares as wide as the widest input are there, in float64. EVA's keeps the inputs of all
+    layers, in float32.
+    """
+    tokens = START_BATCH_TOKENS + job.row_tokens
+    if job.init == "eva":
+        return 4.0 * tokens * job.start_numbers
+    if not job.start_numbers:
+        return 0.0
+    gathered = gathered_bytes(job) if job.device == "cpu" else 0.0
+    if job.init == "corda":
+        widest = max(linear.inputs for linear in job.shape.decoder_layer.linear.values())
+        return gathered + 4 * 8.0 * widest**2
+    read = gradient_pass(job, tokens)
+    return gathered + activations(read) + logits(read) + passing(read) + 4.0 * largest_linear(job.shape)
+
+
+def gradient_pass(job: Job, tokens: int) -> Job:
+    """What LoRA-GA's pass through so many tokens is like: of padded rows, through layers of peft's whose own
+    matrices don't train."""
+    return replace(
+        job, by_peft=True, rank=0, tokens=tokens, supervised=tokens, packed=False, start_weights=0,
+        dropout=False, checkpoint_every=0, mlp_tile=0, masked=False, first_layer=0,
+    )  # fmt: skip
+
+
+def gathered_bytes(job: Job) -> float:
+    """What such a start gathers in the host's memory, in float32."""
+    return 0.0 if job.init == "eva" else 4.0 * job.start_numbers
 
 
 def _weights(job: Job) -> tuple[float, float]:
@@ -236,8 +279,10 @@ def stream_bytes(job: Job) -> float:
 
 
 def host_bytes(job: Job) -> float:
-    """What waits in the host's memory, beside all that is on the device."""
-    return recomputed_layers(job) * stream_bytes(job) if job.offload else 0.0
+    """What waits in the host's memory, beside all that is on the device: for the adapter's start (which a CPU
+    has in `starting`), and then for recomputed layers."""
+    inputs = recomputed_layers(job) * stream_bytes(job) if job.offload else 0.0
+    return max(inputs, 0.0 if job.device == "cpu" else gathered_bytes(job))
 
 
 def passing(job: Job) -> float:
@@ -290,7 +335,7 @@ def layer_bytes(job: Job) -> float:
         numbers = (5 if c == 2 else 6) * width + attention + 4 * forward
         # In bf16 the rotated queries and keys are float32, and narrowed for the attention.
         return numbers * c + wide + norms + 8 * normed
-    if not job.engine.fuses_lora or job.masked:
+    if job.by_peft or not job.engine.fuses_lora or job.masked:
         wide = 2 * 4 * width if c == 2 else 0
         return ((5 if c == 2 else 4) * width + attention + 4 * forward + low) * c + wide + norms + 4 * normed
     norms += (c if family.fused_norms else 4) * normed + (0 if family.fused_norms else 2 * (4 - c) * width)

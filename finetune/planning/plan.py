@@ -21,6 +21,7 @@ from finetune.models.bases.shapes import (
     count_trainable,
     find_description,
     read_shape,
+    start_numbers,
     trainable_shapes,
 )
 from finetune.models.stored_quantization import INT8, NF4_DOUBLE, check_trainable
@@ -79,7 +80,7 @@ class Plan:
     checkpoint_bytes: float
     merged_bytes: float | None
     host_bytes: float
-    """Of layer inputs in the host's memory, for each process."""
+    """Of layer inputs, or for the adapter's start, in the host's memory, for each process."""
     longest_rows: list[LongestRow]
     """Of the asked way; empty where no GPU's memory was given."""
     positions: int | None
@@ -241,6 +242,8 @@ def job_of(
         if adapter.method == "lora" and adapter.starts_at_base
         else 0,
         first_layer=first_trained_layer(shape, recipe),
+        init=adapter.init,
+        start_numbers=start_numbers(shape, adapter),
         answers=_drawn_at_a_time(recipe, gpus),
     )
 

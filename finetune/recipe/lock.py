@@ -25,6 +25,10 @@ ADAPTER_SHA256 = "adapter_sha256"
 HEADER = "# Written by finetune; `finetune train --resume` and `finetune runs` read it. Don't edit it.\n"
 
 
+START_HASH = "start_hash"
+"""Of a lock's `final`: the hash of what trains before step 1, where the rows decide it (adapter.init)."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """How a recipe is carried out, where a later version of this toolkit does it otherwise: a run goes on by

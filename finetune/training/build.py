@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallba
 from data_prep.epoch.stream import Stream
 from data_prep.preparation import PreparedData
 from data_prep.table.cache_key import tokenizer_sha256
-from data_prep.table.documents import DocumentTable
+from data_prep.table.documents import Document, DocumentTable
 from data_prep.tokenizers.tokens import check_ids
 from data_prep.truncation import overlap_of
 from finetune.data import prepare_data, tokenizer_for
@@ -297,10 +297,11 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
                 original=original_weights(inputs.base.folder) if recipe.adapter.init == "loftq" else None,
                 engine=engine,
             )
-            if recipe.adapter.init == "eva":
+            if recipe.adapter.reads_rows:
                 if not is_quantized(model):
                     trained = engine.place(trained, choose_device())
-                start_from_rows(cast(Any, trained), recipe.adapter, _rows_by_seed(recipe, inputs))
+                rows, pad = _rows_by_seed(recipe, inputs), pad_token_id(inputs.tokenizer)
+                start_from_rows(cast(Any, trained), recipe.adapter, rows, pad)
             install_fast_path(trained, engine, recipe.train.mlp_tile_tokens)
         if recipe.train.activation_offloading and choose_device().type == "cpu":
             logger.info("train.activation_offloading: on the CPU its copies free nothing: this is for GPUs")
@@ -318,10 +319,10 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     return trained
 
 
-def _rows_by_seed(recipe: Recipe, inputs: Inputs) -> Iterator[Sequence[int]]:
-    """The token ids of the training rows, in an order that the seed draws."""
+def _rows_by_seed(recipe: Recipe, inputs: Inputs) -> Iterator[Document]:
+    """The training rows, in an order that the seed draws."""
     order = np.random.default_rng(recipe.train.seed).permutation(len(inputs.data.train))
-    return (inputs.data.train[int(row)].token_ids for row in order)
+    return (inputs.data.train[int(row)] for row in order)
 
 
 def _recompute(train: TrainSection, model: torch.nn.Module) -> None:

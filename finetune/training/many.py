@@ -100,7 +100,7 @@ def problem_of(recipe: Recipe) -> str | None:
         "adapter.method: full trains the base, which the others share": adapter.method == "full",
         f"adapter.init: {adapter.init} alters the base, which the others share": adapter.starts_at_base
         or adapter.init == "loftq",
-        "adapter.init: eva reads the base's layers, which the others use": adapter.init == "eva",
+        f"adapter.init: {adapter.init} reads the base's layers, which the others use": adapter.reads_rows,
         f"adapter.method: {adapter.method} is computed by peft, for one adapter at a time": adapter.by_peft,
         "adapter.use_dora isn't computed for several adapters at once": adapter.use_dora,
         "adapter.modules_to_save are the base's, which the others share": bool(adapter.modules_to_save),

@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from finetune.errors import CheckFailed, CheckpointError
-from finetune.recipe.lock import Lock
+from finetune.recipe.lock import START_HASH, Lock, read_lock
 from finetune.runs.folder import RunFolder
 from finetune.runs.plot import read_metrics
 from finetune.training import run as training
@@ -34,6 +34,8 @@ class Reproduction:
     """The largest relative difference of a step's loss."""
     differs: tuple[str, ...]
     """What was not the same when it was run again."""
+    same_start: bool = True
+    """Whether an adapter whose start the rows decide started alike."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -42,6 +44,10 @@ class Reproduction:
     def lines(self) -> list[str]:
         """For people."""
         found = [f"old  {self.old}", f"new  {self.new}", *(f"not the same: {what}" for what in self.differs)]
+        if not self.same_start:
+            found.append(
+                "its adapter started elsewhere: what adapter.init computes of the rows came out otherwise"
+            )
         if self.same_weights and self.loss_distance == 0:
             return [*found, "reproduced bit for bit: every step's loss and every trained weight"]
         return [
@@ -116,7 +122,9 @@ def reproduce(
     new = trained.folder
     if trained.summary["status"] == "stopped":
         raise KeyboardInterrupt
-    return compare_results(source, new, old, results_of(new), tuple(differs))
+    starts = (held.final.get(START_HASH) for held in (lock, read_lock(new.lock_path)))
+    found = compare_results(source, new, old, results_of(new), tuple(differs))
+    return replace(found, same_start=len(set(starts)) == 1)
 
 
 def differences(then: Lock, now: Lock) -> list[str]:

@@ -27,7 +27,7 @@ from finetune.models.bases.folder import ADAPTER_WEIGHTS
 from finetune.models.bases.hashes import file_sha256
 from finetune.models.device import choose_device, choose_threads
 from finetune.models.kernels.fp8 import unrounded
-from finetune.recipe.lock import ADAPTER_SHA256, Lock
+from finetune.recipe.lock import ADAPTER_SHA256, START_HASH, Lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.every import NEVER
 from finetune.recipe.schema.tracking import TrackingSection
@@ -324,6 +324,8 @@ class TrainingSession:
                 final["document_values_sha256"] = self.trainer.values_hash
             if self.run.adapter.is_dir():
                 final[ADAPTER_SHA256] = file_sha256(self.run.adapter / ADAPTER_WEIGHTS)
+            if self.recipe.adapter.reads_rows and self.trainer.start_hash:
+                final[START_HASH] = self.trainer.start_hash
             write_private(self.run.lock_path, replace(self.lock, final=final).to_yaml())
             if self.inputs.base.mask is None:  # whose card says what plain peft would do to it
                 write_result_card(self.run, self.lock, found)

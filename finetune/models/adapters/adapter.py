@@ -102,7 +102,7 @@ def attach(
     )
     with library_refusals("adapter: peft refuses this combination"):
         adapted = get_peft_model(model, config)
-    if section.starts_at_base:
+    if section.starts_at_base and not section.reads_rows:
         start_from_base(adapted, section)
     elif section.init == "loftq":
         assert original is not None  # noqa: S101 - build.py has the base's files

@@ -61,6 +61,11 @@ Tokens = list[Annotated[int, Field(ge=0)]]
 Names = str | list[str] | None
 
 
+ROWS_ALTERED_BASE = ("corda", "lora_ga")
+"""Ways to initialise that take a part out of the base which only the rows tell. peft loads LoRA-GA's beside
+the whole base, silently, and says of CorDA's that a field of its own is absent."""
+
+
 class LoraValues(BaseModel):
     """What is gone by in LoRA's adapter_config.json, with peft's defaults; other keys are kept as they
     are."""
@@ -108,9 +113,16 @@ def checked_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def check_adapter_config(config: dict[str, Any], modules: Iterable[str], folder: Path) -> None:
-    """Raises ModelError for a size out of bounds, and for an expression that is none or takes too long on
-    these names."""
+    """Raises ModelError for a size out of bounds, for an expression that is none or takes too long on these
+    names, and for an adapter of a base that peft can't make again."""
     path = folder / ADAPTER_CONFIG
+    if config.get("init_lora_weights") in ROWS_ALTERED_BASE:
+        raise ModelError(
+            f"{path}: init_lora_weights is {config['init_lora_weights']}: this is an adapter of a base "
+            "without the part where it started, which followed from rows and isn't in the file. Have peft "
+            "save it as one of the base as it is (path_initial_model_for_weight_conversion); or, where the "
+            "base here is the one without that part, set init_lora_weights to true."
+        )
     pattern = config.get("rank_pattern")
     sizes = {key: config.get(key) for key in SIZES} | (pattern if isinstance(pattern, dict) else {})
     for key, value in sizes.items():

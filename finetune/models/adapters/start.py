@@ -5,7 +5,8 @@ arXiv:2310.08659. Shapes: a weight W has O rows and I columns; R is the rank, s 
 
 PiSSA and OLoRA train B A from a part s B0 A0 of W, beside a base without that part: W - s B0 A0. Here the
 base stays as it is and the update is s (B A - B0 A0), which is the same function: an adapter of rank 2 R,
-[A; A0] and [B, -B0], whose second half is frozen. What is saved is a plain adapter of the base.
+[A; A0] and [B, -B0], whose second half is frozen. What is saved is a plain adapter of the base. So do CorDA
+and LoRA-GA, whose starts are computed of rows (from_rows.py).
 """
 
 import logging
@@ -90,11 +91,15 @@ def start_from_base(model: PeftModel, section: AdapterSection) -> None:
     began = time.perf_counter()
     for name, layer in lora_layers(model):
         weight = base_weight(layer.get_base_layer(), torch.float32)
-        _check_rank(name, weight, section.rank)
-        a, b = _part(weight, section, layer.scaling["default"])
-        layer.lora_A["default"] = BesideItsStart(a, 0)
-        layer.lora_B["default"] = BesideItsStart(b, 1)
+        check_rank(name, weight, section.rank)
+        start_beside(layer, *_part(weight, section, layer.scaling["default"]))
     logger.info(f"adapter.init {section.init}: took {time.perf_counter() - began:.1f} s")
+
+
+def start_beside(layer: Any, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Let a LoRA layer start at A (R x I) and B (O x R), and subtract them."""
+    layer.lora_A["default"] = BesideItsStart(a, 0)
+    layer.lora_B["default"] = BesideItsStart(b, 1)
 
 
 def start_from_residual(model: PeftModel, section: AdapterSection, original: OriginalWeight) -> None:
@@ -106,9 +111,9 @@ def start_from_residual(model: PeftModel, section: AdapterSection, original: Ori
     began = time.perf_counter()
     for name, layer in lora_layers(model):
         rounded = base_weight(layer.get_base_layer(), torch.float32)
-        _check_rank(name, rounded, section.rank)
+        check_rank(name, rounded, section.rank)
         residual = original(name).to(rounded.device, torch.float32) - rounded
-        a, b = _principal(residual, section.rank, layer.scaling["default"])
+        a, b = principal(residual, section.rank, layer.scaling["default"])
         with torch.no_grad():
             layer.lora_A["default"].weight.copy_(a)
             layer.lora_B["default"].weight.copy_(b)
@@ -150,12 +155,14 @@ def as_saved(model: nn.Module, trained: dict[str, torch.Tensor]) -> dict[str, to
     return found
 
 
-def _check_rank(name: str, weight: torch.Tensor, rank: int) -> None:
-    if rank > min(weight.shape):
+def check_rank(name: str, weight: torch.Tensor, rank: int, directions_a_rank: int = 1) -> None:
+    """Raises ModelError where a matrix has fewer directions than a start of this rank takes."""
+    if directions_a_rank * rank > min(weight.shape):
+        each = "" if directions_a_rank == 1 else f", {directions_a_rank} for each of the rank"
         raise ModelError(
             f"adapter.rank is {rank}, and {name} is a matrix of {weight.shape[0]} x {weight.shape[1]}, which "
-            f"has no more than {min(weight.shape)} directions to start from: lower it, or set adapter.init: "
-            "default."
+            f"has no more than {min(weight.shape)} directions to start from{each}: lower it, or set "
+            "adapter.init: default."
         )
 
 
@@ -164,20 +171,26 @@ def _part(weight: torch.Tensor, section: AdapterSection, scale: float) -> Halves
     if section.init == "olora":
         orthonormal, triangular = torch.linalg.qr(weight)
         return triangular[: section.rank].contiguous(), orthonormal[:, : section.rank].contiguous()
-    return _principal(weight, section.rank, scale, _iterations(section.init))
+    return principal(weight, section.rank, scale, _iterations(section.init))
 
 
 def _iterations(init: str) -> int | None:
     return int(init.removeprefix(ITERATIONS)) if init.startswith(ITERATIONS) else None
 
 
-def _principal(weight: torch.Tensor, rank: int, scale: float, iterations: int | None = None) -> Halves:
-    """The best approximation of rank R, s B A, its singular values shared out evenly."""
+def principal(
+    weight: torch.Tensor, rank: int, scale: float, iterations: int | None = None, oversampling: int = 1
+) -> Halves:
+    """The best approximation of rank R, s B A, its singular values shared out evenly.
+
+    With `iterations` by a randomised SVD, which draws `oversampling` times as many directions.
+    """
     if iterations is None:
         left, values, right = torch.linalg.svd(weight, full_matrices=False)
-        left, values, right = left[:, :rank], values[:rank], right[:rank]
     else:
-        left, values, right = cast(Any, torch.svd_lowrank)(weight, rank, niter=iterations)
+        drawn = min(oversampling * rank, *weight.shape)
+        left, values, right = cast(Any, torch.svd_lowrank)(weight, drawn, niter=iterations)
         right = right.T
+    left, values, right = left[:, :rank], values[:rank], right[:rank]
     root = (values / scale).sqrt()
     return (root[:, None] * right).contiguous(), (left * root).contiguous()

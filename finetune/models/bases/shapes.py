@@ -296,6 +296,27 @@ def count_trainable(shape: Shape, adapter: AdapterSection, new_tokens: int = 0, 
     return sum(map(math.prod, trainable_shapes(shape, adapter, new_tokens, head_outputs)))
 
 
+def start_numbers(shape: Shape, adapter: AdapterSection) -> int:
+    """How many numbers are gathered of the rows for the adapter's start: with lora_ga a gradient of each
+    weight that gets an adapter, with corda a covariance of each input of one; with eva such inputs of each
+    token; else none."""
+    if not adapter.reads_rows:
+        return 0
+    sizes = linear_layers(shape)
+    targets = {name: sizes[name] for name in _targets(adapter, sizes, shape.layers)}
+    if adapter.init == "lora_ga":
+        return sum(layer.inputs * layer.outputs for layer in targets.values())
+    inputs = {_input_of(shape, name): layer.inputs for name, layer in targets.items()}
+    return sum(size if adapter.init == "eva" else size**2 for size in inputs.values())
+
+
+def _input_of(shape: Shape, module: str) -> str:
+    """A name for what a module reads: that of the first of those that read the same."""
+    before, leaf = module.rsplit(".", 1)
+    groups = (*(family_of(shape.model_type) or LLAMA).shared_inputs, ("gate_proj", "up_proj"))
+    return f"{before}.{next((group[0] for group in groups if leaf in group), leaf)}"
+
+
 def adapted_layers(adapter: AdapterSection, layers: int) -> list[int]:
     """The numbers of the decoder layers that get an adapter, of so many. Raises ModelError where the base has
     fewer."""

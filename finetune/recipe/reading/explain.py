@@ -48,7 +48,10 @@ HAVE_NO_PLACE = {"compute_dtype": COMPUTE_TYPE, "bnb_4bit_compute_dtype": COMPUT
 """Keys of others for which there is no key here, and why."""
 PATTERNS = {
     LAST_LAYERS: "last N (last 16), or a list of layer numbers from 0",
-    INITS: "default, gaussian, orthogonal, pissa, pissa_niter_N (N from 1 to 99), olora or loftq",
+    INITS: (
+        "default, gaussian, orthogonal, pissa, pissa_niter_N (N from 1 to 99), olora, loftq, eva, corda or "
+        "lora_ga"
+    ),
     r"^[0-9a-f]{64}$": "64 hexadecimal digits in lower case",
     r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+$": "NAME==VERSION",
     r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$": "a data set of the hub (owner/name)",

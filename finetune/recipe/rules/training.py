@@ -170,23 +170,24 @@ def _init(recipe: Recipe, given: Given) -> RuleProblem:
             "adapter.init",
             "loftq starts at what quantisation took from the base: set adapter.method: qlora, or take pissa",
         )
-    if adapter.init == "eva":
-        yield from _eva(recipe)
+    if adapter.reads_rows:
+        yield from _reads_rows(recipe)
     if adapter.starts_at_base and adapter.method == "qlora":
         yield (
             "adapter.init",
-            f"{adapter.init} takes its part out of the base before that is quantised, which would be another "
-            "base: take loftq, or adapter.method: lora",
+            f"{adapter.init} takes its start out of the base before that is quantised, which would be "
+            "another base: take loftq, or adapter.method: lora",
         )
     if adapter.starts_at_base and adapter.dropout:
         yield (
             "adapter.dropout",
-            f"adapter.init {adapter.init} starts at a part of the base, which dropout would drop; remove one",
+            f"adapter.init {adapter.init} starts at what it takes out of the base, and dropout would drop "
+            "that; remove one",
         )
     for key in ("rank_pattern", "alpha_pattern"):
         if (adapter.starts_at_base or adapter.init == "loftq") and getattr(adapter, key):
             yield f"adapter.{key}", f"adapter.init {adapter.init} gives all modules one rank; remove one"
-    computed = adapter.starts_at_base or adapter.init in ("loftq", "eva")
+    computed = adapter.starts_at_base or adapter.reads_rows or adapter.init == "loftq"
     if computed and adapter.use_dora:
         yield "adapter.use_dora", f"DoRA was not shown with adapter.init {adapter.init}; remove one"
     vocabulary = _vocabulary_targets(adapter)
@@ -198,12 +199,27 @@ def _init(recipe: Recipe, given: Given) -> RuleProblem:
         )
 
 
-def _eva(recipe: Recipe) -> RuleProblem:
+def _reads_rows(recipe: Recipe) -> RuleProblem:
     """What reads rows before the first step."""
+    init, objective = recipe.adapter.init, recipe.objective
     if recipe.data.streaming is not None:
-        yield "adapter.init", "eva reads rows before the first step, and a stream is read once; remove one"
-    if recipe.objective.draws:
-        yield "adapter.init", "eva reads rows with answers, and this objective draws them; remove one"
+        yield (
+            "adapter.init",
+            f"{init} reads rows before the first step, and a stream is read once; remove one",
+        )
+    if recipe.train.sequence_parallel_size > 1:
+        yield (
+            "adapter.init",
+            f"{init} reads whole rows, and train.sequence_parallel_size cuts them up; remove one",
+        )
+    if objective.draws:
+        yield "adapter.init", f"{init} reads rows with answers, and this objective draws them; remove one"
+    elif init == "lora_ga" and objective.kind != "supervised":
+        yield (
+            "adapter.init",
+            "lora_ga follows the gradients of rows' own answers (objective.kind: supervised); with "
+            f"{objective.kind} take corda or eva",
+        )
 
 
 def _vocabulary_targets(adapter: AdapterSection) -> list[str]:

@@ -10,7 +10,7 @@ from data_prep.config import PATH, Section
 
 Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
 LAST_LAYERS = r"^last [1-9][0-9]{0,3}$"
-INITS = r"^(default|gaussian|orthogonal|pissa|pissa_niter_[1-9][0-9]?|olora|loftq|eva)$"
+INITS = r"^(default|gaussian|orthogonal|pissa|pissa_niter_[1-9][0-9]?|olora|loftq|eva|corda|lora_ga)$"
 
 
 class AdapterSection(Section):
@@ -73,8 +73,11 @@ class AdapterSection(Section):
     Meng et al. 2024, arXiv:2404.02948, by an SVD or a fast one of N iterations) and olora (Büyükakyüz 2024,
     arXiv:2406.01775): at a part of the base, which is subtracted again, so that the adapter that is saved is
     one of the base as it is, of twice the rank. loftq (Li et al. 2023, arXiv:2310.08659, one iteration): with
-    qlora, at what quantisation took from the base. eva (Paischer et al. 2024, arXiv:2410.07170): A at the
-    directions in which a layer's inputs vary most, on the first training rows as the seed orders them."""
+    qlora, at what quantisation took from the base. By the first training rows, as the seed orders them: eva
+    (Paischer et al. 2024, arXiv:2410.07170), A at the directions in which a layer's inputs vary most; corda
+    (Yang et al. 2024, arXiv:2406.05223), like pissa at the part of the base that the rows' inputs use most;
+    lora_ga (Wang et al. 2024, arXiv:2407.05000), where the first step goes as full fine-tuning's would,
+    which is subtracted again as with pissa."""
 
     modules_to_save: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Modules that are trained in full and saved with the adapter (lm_head, embed_tokens)."""
@@ -102,8 +105,14 @@ class AdapterSection(Section):
 
     @property
     def starts_at_base(self) -> bool:
-        """Whether B A starts at a part of the base, which is frozen beside it: PiSSA and OLoRA."""
-        return self.init.startswith("pissa") or self.init == "olora"
+        """Whether B A doesn't start at zero, and its start is taken out of the base by a frozen half beside
+        it: PiSSA, OLoRA, CorDA and LoRA-GA."""
+        return self.init.startswith("pissa") or self.init in ("olora", "corda", "lora_ga")
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether where it starts is computed of training rows."""
+        return self.init in ("eva", "corda", "lora_ga")
 
     @property
     def saved_rank(self) -> int:

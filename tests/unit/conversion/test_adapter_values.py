@@ -69,6 +69,19 @@ LETTERS = '{"letters": {"hf_hub_url": "owner/rows"}}'
             {"init": "default", "method": "qlora"},
             "pissa is for bases in 16 bits",
         ),
+        (
+            "axolotl",
+            AXOLOTL.replace("adapter: lora", "adapter: qlora") + "load_in_4bit: true\n"
+            "peft_init_lora_weights: eva\n",
+            {"init": "eva", "method": "qlora"},
+            "",
+        ),
+        (
+            "axolotl",
+            AXOLOTL + "peft_init_lora_weights: lora_ga\n",
+            {"init": "lora_ga", "dropout": 0.0},
+            "without dropout, which lora_ga doesn't go with",
+        ),
         ("mlx_lm", MLX + "num_layers: 8\n", {"layers": "last 8"}, ""),
         ("mlx_lm", MLX, {"layers": "last 16"}, ""),
         ("mlx_lm", MLX + "num_layers: -1\n", {"layers": None}, ""),

@@ -276,3 +276,17 @@ def test_the_plan_knows_the_mask(
         "zero3_offload",
         "fsdp2",
     }
+
+
+@pytest.mark.parametrize("init", ["corda", "lora_ga"])
+def test_a_start_by_rows_is_masked(init: str, pruned: Path, recipe_on: Callable[..., Path]) -> None:
+    """The run's merge keeps the zeros, and holds."""
+    run = finetune.train(recipe_on(pruned, adapter={"init": init}))
+    assert run.summary["weights_changed"]
+    report = run.merge(run.folder / "merged")
+    assert report.verification is not None
+    assert report.verification.holds
+    merged = load_file(run.folder / "merged" / "model.safetensors")
+    before = load_file(pruned / "model.safetensors")
+    assert any(bool((weight == 0).any()) for weight in before.values())
+    assert all(bool((merged[name][weight == 0] == 0).all()) for name, weight in before.items())

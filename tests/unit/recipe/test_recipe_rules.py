@@ -63,7 +63,7 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
         ),
         ("adapter: {init: loftq}", "adapter.init  loftq starts at what quantisation took"),
         ("adapter: {init: loftq, method: qlora, dropout: 0.1}", None),
-        ("adapter: {init: pissa, method: qlora}", "adapter.init  pissa takes its part out of the base"),
+        ("adapter: {init: pissa, method: qlora}", "adapter.init  pissa takes its start out of the base"),
         ("adapter: {init: olora, dropout: 0.1}", "adapter.dropout  adapter.init olora starts at"),
         ("adapter: {init: pissa_niter_4, use_dora: true}", "adapter.use_dora  DoRA was not shown"),
         (

@@ -50,6 +50,8 @@ KINDS: dict[str, dict[str, Any]] = {
         },
     },
     "eva": {"adapter": {"rank": 4, "init": "eva", "rank_pattern": {"q_proj": 2}}},
+    "corda": {"adapter": {"rank": 4, "init": "corda"}},
+    "lora_ga": {"adapter": {"rank": 4, "init": "lora_ga", "use_rslora": True}},
     "miss": {"adapter": {"method": "miss", "rank": 4, "exclude_modules": ["v_proj"]}},
     "oft": {"adapter": {"method": "oft", "block_size": 8}},
     "vera": {"adapter": {"method": "vera", "rank": 8}, "train": {"learning_rate": 0.1}},
@@ -139,6 +141,7 @@ def test_a_run_is_saved_for_its_base_evaluated_merged_and_resumed(
     [
         "pissa",
         "olora",
+        "lora_ga",
         "last layer",
         "ranks and alphas of their own, some left out",
         "new tokens and all others",

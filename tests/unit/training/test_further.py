@@ -48,6 +48,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "int8": {"adapter": {"method": "qlora", "rank": 4, "quantization": "int8"}},
     "pissa": {"adapter": {"method": "lora", "rank": 4, "init": "pissa"}},
+    "lora_ga": {"adapter": {"method": "lora", "rank": 4, "init": "lora_ga"}},
     "last layer": {"adapter": {"method": "lora", "rank": 4, "layers": "last 1"}},
     "scaled": {"adapter": {"method": "lora", "rank": 4}, "rope_scaling": {"type": "linear", "factor": 2.0}},
     "full": {"adapter": {"method": "full"}},
