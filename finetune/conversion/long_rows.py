@@ -50,7 +50,6 @@ def tiles(draft: Draft) -> None:
     missing = tiles_need(
         method=adapter.get("method", "lora"),
         dropout=adapter.get("dropout", 0.0),
-        use_dora=adapter.get("use_dora", False),
         target_modules=adapter.get("target_modules", "all-linear"),
         layers=adapter.get("layers"),
     )

@@ -55,6 +55,8 @@ class Job:
     """The longest row."""
     packed: bool
     dropout: bool = False
+    dora: bool = False
+    """Whether magnitudes multiply what each layer makes, which is then kept."""
     checkpoint_every: int = 0
     """0 keeps all activations; k recomputes every k-th layer."""
     keep_attention: bool = False
@@ -288,13 +290,14 @@ def host_bytes(job: Job) -> float:
 def passing(job: Job) -> float:
     """The most that a layer's backward pass makes for a moment, beside what was kept.
 
-    The layer itself, where it is made again; of the MLP three tensors as wide as its inner activations, and
-    where it has tiles, a tile's branches; of a norm three in float32. Two gradients of what goes through the
-    layers are there all the while.
+    The layer itself, where it is made again; of the MLP three tensors as wide as its inner activations, five
+    with DoRA, and where it has tiles, a tile's branches; of a norm three in float32. Two gradients of what
+    goes through the layers are there all the while.
     """
     shape, c = job.shape, job.number_bytes
     tile = min(job.mlp_tile, job.tokens)
-    inner = shape.feed_forward_width * c * (5 * tile if job.mlp_tile else 3 * job.tokens)
+    wide = 5 if job.dora else 3
+    inner = shape.feed_forward_width * c * ((wide + 2) * tile if job.mlp_tile else wide * job.tokens)
     norm = 3 * 4 * shape.width * job.tokens
     weight = largest_linear(shape) * c if job.quantization else 0  # one, dequantised
     if job.fp8:  # what a product reads, rounded; the CPU multiplies it, and the weight, in float32
@@ -311,7 +314,8 @@ def layer_bytes(job: Job) -> float:
 
     LoRA as it is fused here keeps h, its norm, q, k, v, the attention's output (twice where it is put
     together from documents), h', its norm, gate and up: 4 D + 3 H E + 2 K E + 2 F numbers, and 7 R of the
-    adapters; where rows aren't packed 4 D + 2 H E + 2 K E + 2 F. With dropout each projection
+    adapters; where rows aren't packed 4 D + 2 H E + 2 K E + 2 F. With DoRA each layer also keeps what its
+    magnitudes multiply, of which gate's and up's stand in place of theirs. With dropout each projection
     keeps its own input and mask, and the MLP is not fused. ZeRO-3 leaves LoRA to peft, which keeps more. All
     weights trained: see unfused. An MLP that isn't fused keeps 4 F; where q, k and v are one layer's output,
     what positions don't rotate is kept beside what they do: H E + K E more. An MLP in tiles keeps its
@@ -339,13 +343,17 @@ def layer_bytes(job: Job) -> float:
         wide = 2 * 4 * width if c == 2 else 0
         return ((5 if c == 2 else 4) * width + attention + 4 * forward + low) * c + wide + norms + 4 * normed
     norms += (c if family.fused_norms else 4) * normed + (0 if family.fused_norms else 2 * (4 - c) * width)
+    multiplied = sum(linear.outputs for linear in layer.linear.values()) if job.dora else 0
     if job.dropout:
         masks = sum(linear.inputs for linear in layer.linear.values())
         own_inputs = masks - inner - forward
-        return (2 * width + own_inputs + attention + 4 * forward + low) * c + masks + norms
+        return (2 * width + own_inputs + attention + 4 * forward + low + multiplied) * c + masks + norms
+    if job.dora and family.fused_mlps:
+        multiplied -= 2 * forward
     if job.mlp_tile:
-        return (4 * width + attention + (len(layer.linear) - 3) * job.rank) * c + norms
-    return (4 * width + attention + (2 if family.fused_mlps else 4) * forward + low) * c + norms
+        return (4 * width + attention + (len(layer.linear) - 3) * job.rank + multiplied) * c + norms
+    branches = (2 if family.fused_mlps else 4) * forward
+    return (4 * width + attention + branches + low + multiplied) * c + norms
 
 
 def logits(job: Job) -> float:

@@ -164,11 +164,6 @@ def refuse_without_formula(recipe: Recipe) -> None:
             f"finetune plan has no formula for adapter.method {recipe.adapter.method}, whose layers are "
             "peft's; plan with adapter.method: lora, dropout: 0.1, which is near it but for loha's updates."
         )
-    if recipe.adapter.use_dora:
-        raise ModelError(
-            "finetune plan has no formula for DoRA, which keeps copies of weights; plan with "
-            "adapter.use_dora: false."
-        )
 
 
 def job_on(
@@ -228,6 +223,7 @@ def job_of(
         row_tokens=load.row_tokens,
         packed=recipe.data.pack_length_tokens is not None,
         dropout=adapter.dropout > 0,
+        dora=adapter.use_dora,
         checkpoint_every=train.activation_checkpointing_every_layers if train.activation_checkpointing else 0,
         keep_attention=train.activation_checkpointing_keep_attention,
         offload=train.activation_offloading,

@@ -24,7 +24,6 @@ from finetune.errors import ModelError
 from finetune.models.architectures import family_names, family_of
 from finetune.models.architectures.base import DECODER
 from finetune.models.kernels.install import (
-    OneInput,
     dropout_of,
     install_around_lora,
     is_silu,
@@ -34,6 +33,7 @@ from finetune.models.kernels.install import (
 )
 from finetune.models.kernels.lora import factors_of
 from finetune.models.kernels.noise import seed_of
+from finetune.models.kernels.one_input import OneInput
 from finetune.models.kernels.segments import AdapterSegment, SegmentedLora, SegmentedMlp
 
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -97,7 +97,7 @@ class JointDecoder:
         be computed so."""
         base: Any = model.get_base_model()
         layers = {name: layer for name, layer in base.named_modules() if isinstance(layer, LoraLayer)}
-        reasons = {unsupported(layer, SINGLE) for layer in layers.values()} - {None}
+        reasons = {_unsupported(layer) for layer in layers.values()} - {None}
         if reasons:
             raise ModelError(
                 f"this adapter can't be trained with others: {min(map(str, reasons))}. Train it alone."
@@ -173,6 +173,10 @@ class JointDecoder:
         bases = [getattr(mlp, name) for name in MLP]
         output: torch.Tensor = SegmentedMlp.apply(x, bases, both, dtype, *matrices)
         return output
+
+
+def _unsupported(layer: LoraLayer) -> str | None:
+    return "it is DoRA" if layer.lora_variant else unsupported(layer, SINGLE)
 
 
 def _either(compute: Callable[[torch.Tensor], torch.Tensor | None], own_forward: Any) -> Any:

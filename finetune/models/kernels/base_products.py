@@ -14,12 +14,15 @@ from finetune.models.kernels.fp8 import fp8_of, rounded_rows
 from finetune.models.quantization import dequantize_int8
 
 
-def base_outputs(x: torch.Tensor, bases: Sequence[nn.Linear]) -> list[torch.Tensor]:
+def base_outputs(
+    x: torch.Tensor, bases: Sequence[nn.Linear], *, with_bias: bool = True
+) -> list[torch.Tensor]:
     """x W^T + b (T x O) of each layer for their one input x (T x I)."""
     rounded = rounded_rows(x) if any(map(fp8_of, bases)) else None
     outputs = []
     for base in bases:
-        bias, fp8 = None if base.bias is None else base.bias.to(x.dtype), fp8_of(base)
+        bias = None if base.bias is None or not with_bias else base.bias.to(x.dtype)
+        fp8 = fp8_of(base)
         if fp8 is None or rounded is None:
             outputs.append(functional.linear(x, base_weight(base, x.dtype), bias))
         else:

@@ -1,4 +1,5 @@
-"""A and B of LoRA layers as they are multiplied with: in the arithmetic's type, those of one input together.
+"""A and B of LoRA layers as they are multiplied with: in the arithmetic's type, those of one input together;
+and the magnitudes of DoRA.
 
 They are made for all layers at once each time that the model is called, which on a GPU is a few kernels in
 place of some for each layer; the backward pass, and layers that are computed again in it, take the same.
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from finetune.models.kernels.lora import Layer, Multiplied, Tensors, factors_of
+from finetune.models.kernels.lora import Layer, Multiplied, Tensors, factors_of, with_magnitudes
 
 
 class Made(NamedTuple):
@@ -40,7 +41,7 @@ class FactorsOfModel:
         key = id(layers[0].base), len(layers), dtype
         made = self._made.get(key)
         if made is None or not _is_of(made, layers, matrices):
-            made = Made(layers, matrices, _versions(matrices), factors_of(layers, matrices, dtype))
+            made = Made(layers, matrices, _versions(layers, matrices), factors_of(layers, matrices, dtype))
             self._made[key] = made
         return made.factors
 
@@ -65,16 +66,23 @@ class FactorsOfModel:
             sources += [b for _, b in pairs]
         if scaled:
             torch._foreach_copy_([*scaled, *targets], [*torch._foreach_mul(a, scalings), *sources])
-        for made in all_made:
-            made.versions[:] = _versions(made.matrices)
+        for key, made in self._made.items():
+            made.versions[:] = _versions(made.layers, made.matrices)
+            if made.factors.magnitudes:
+                self._made[key] = made._replace(factors=with_magnitudes(made.factors, made.layers))
 
 
 def _is_of(made: Made, layers: Sequence[Layer], matrices: Tensors) -> bool:
     if [layer.scaling for layer in layers] != [layer.scaling for layer in made.layers]:
         return False
-    same = all(one is other for one, other in zip(matrices, made.matrices, strict=True))
-    return same and _versions(matrices) == made.versions
+    given, held = _weights(layers, matrices), _weights(made.layers, made.matrices)
+    same = len(given) == len(held) and all(one is other for one, other in zip(given, held, strict=True))
+    return same and _versions(layers, matrices) == made.versions
 
 
-def _versions(matrices: Tensors) -> list[int]:
-    return [matrix._version for matrix in matrices]
+def _weights(layers: Sequence[Layer], matrices: Tensors) -> list[torch.Tensor]:
+    return [*matrices, *(layer.m for layer in layers if layer.m is not None)]
+
+
+def _versions(layers: Sequence[Layer], matrices: Tensors) -> list[int]:
+    return [weight._version for weight in _weights(layers, matrices)]

@@ -6,12 +6,13 @@ Weights stay where peft has them, so saving, loading and merging know nothing of
 import logging
 import types
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.variants import DoraLinearVariant
 from torch import nn
 
 from finetune.engines.base import Engine
@@ -22,8 +23,9 @@ from finetune.models.architectures.base import DECODER
 from finetune.models.kernels.base_products import is_int8, quantisation
 from finetune.models.kernels.decoder_layer import with_fused_sums
 from finetune.models.kernels.factors import FactorsOfModel
-from finetune.models.kernels.lora import FusedLora, Layer
+from finetune.models.kernels.lora import Layer, lora_outputs
 from finetune.models.kernels.mlp import Mlp
+from finetune.models.kernels.one_input import OneInput
 from finetune.models.kernels.rms_norm import FrozenRmsNorm
 from finetune.models.kernels.rotation import fuse_rotation
 from finetune.models.kernels.swiglu import halves, two_branches, with_fused_product
@@ -36,10 +38,11 @@ logger = logging.getLogger(__name__)
 def install_fast_path(model: nn.Module, engine: Engine = SINGLE, mlp_tile_tokens: int | None = None) -> int:
     """Let the layers of a peft model compute in fewer and leaner steps; how many LoRA layers do.
 
-    Layers that are not supported (DoRA, an embedding, several adapters, weights that ZeRO-3 cuts up) keep
-    peft's own forward, and one line of the log says how many and why. So does any layer for a call that isn't
-    supported: adapters merged or switched off, other types than those of training. Norms, MLPs and layers of
-    one input are those that the model's family declares; other families have them computed by transformers.
+    Layers that are not supported (an embedding, a masked update, several adapters, weights that ZeRO-3 cuts
+    up) keep peft's own forward, and one line of the log says how many and why. So does any layer for a call
+    that isn't supported: adapters merged or switched off, other types than those of training. Norms, MLPs and
+    layers of one input are those that the model's family declares; other families have them computed by
+    transformers.
 
     MLPs are computed over tiles of `mlp_tile_tokens`. Raises ModelError where not all of them can be.
     """
@@ -139,8 +142,9 @@ def unsupported(layer: LoraLayer, engine: Engine) -> str | None:
         return kept
     if kept_of(base) is not None:
         return "its base is pruned, and its update masked"
-    if layer.lora_variant:
-        return f"it is {type(next(iter(layer.lora_variant.values()))).__name__.removesuffix('Variant')}"
+    variant = next(iter(layer.lora_variant.values()), None)
+    if not isinstance(variant, DoraLinearVariant | None):
+        return f"it is {type(variant).__name__.removesuffix('Variant')}"
     if list(layer.lora_A) != ["default"] or len(layer.active_adapters) != 1:
         return "it has several adapters"
     if layer.lora_A["default"].bias is not None or layer.lora_B["default"].bias is not None:
@@ -202,45 +206,6 @@ def _gated_mlp(own_forward: Any, engine: Engine, factors: FactorsOfModel, tile_t
     return forward
 
 
-class OneInput:
-    """Layers that are called with one input, one after the other: the first computes for all, the others take
-    their output.
-
-    An attention's own forward, whichever family's, calls q, k and v so.
-    """
-
-    def __init__(self, layers: list[Any], compute: Callable[[torch.Tensor], Sequence[torch.Tensor] | None]):
-        """`compute` gives all their outputs; None for a call that isn't supported, which each layer's own
-        forward computes."""
-        self.layers, self.compute = layers, compute
-        self.x: torch.Tensor | None = None
-        self.outputs: dict[Any, torch.Tensor] = {}
-
-    def install(self) -> None:
-        """Put this before each layer's forward."""
-        for layer in self.layers:
-            layer.forward = types.MethodType(self._forward(layer.forward), layer)
-
-    def _forward(self, own_forward: Any) -> Any:
-        def forward(layer: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-            if x is self.x and layer in self.outputs:
-                return self._take(layer)
-            outputs = None if arguments or options else self.compute(x)
-            if outputs is None:
-                output: torch.Tensor = own_forward(x, *arguments, **options)
-                return output
-            self.x, self.outputs = x, dict(zip(self.layers, outputs, strict=True))
-            return self._take(layer)
-
-        return forward
-
-    def _take(self, layer: Any) -> torch.Tensor:
-        output = self.outputs.pop(layer)
-        if not self.outputs:
-            self.x = None
-        return output
-
-
 def _side_by_side(
     layers: list[Any], engine: Engine, factors: FactorsOfModel, x: torch.Tensor
 ) -> Sequence[torch.Tensor] | None:
@@ -249,22 +214,16 @@ def _side_by_side(
 
 
 def _fused(
-    layers: list[Any],
-    x: torch.Tensor,
-    dtype: torch.dtype,
-    factors: FactorsOfModel,
-    dropout: float = 0.0,
-) -> tuple[torch.Tensor, ...]:
+    layers: list[Any], x: torch.Tensor, dtype: torch.dtype, factors: FactorsOfModel, dropout: float = 0.0
+) -> Sequence[torch.Tensor]:
     parts, matrices = tuple(map(layer_of, layers)), matrices_of(layers)
-    outputs: tuple[torch.Tensor, ...] = FusedLora.apply(
-        x, parts, dropout, factors.of(parts, matrices, dtype), *matrices
-    )
-    return outputs
+    return lora_outputs(x, parts, dropout, factors.of(parts, matrices, dtype), matrices)
 
 
 def layer_of(layer: Any) -> Layer:
     """A LoRA layer as the kernels have it."""
-    return Layer(layer.get_base_layer(), layer.scaling["default"])
+    m = layer.lora_magnitude_vector["default"].weight if layer.lora_variant else None
+    return Layer(layer.get_base_layer(), layer.scaling["default"], m)
 
 
 def matrices_of(layers: Sequence[Any]) -> list[torch.Tensor]:

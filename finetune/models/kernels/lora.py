@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from finetune.models.kernels.base_products import base_gradient, base_outputs
+from finetune.models.kernels.dora import Magnitude, magnify, magnitude_of
 from finetune.models.kernels.ops import wide_product
 
 Tensors = Sequence[torch.Tensor]
@@ -24,6 +25,8 @@ class Layer(NamedTuple):
 
     base: nn.Linear
     scaling: float
+    m: torch.Tensor | None = None
+    """The lengths of its rows, with DoRA (O)."""
 
 
 class Multiplied(NamedTuple):
@@ -33,6 +36,8 @@ class Multiplied(NamedTuple):
     """Each layer's A times its scaling, one below the other (R summed x I)."""
     b: tuple[torch.Tensor, ...]
     """Each layer's B (O x R)."""
+    magnitudes: tuple[Magnitude, ...] = ()
+    """Each layer's, with DoRA."""
 
     def split_a(self) -> tuple[torch.Tensor, ...]:
         """Each layer's (R x I)."""
@@ -50,12 +55,39 @@ def factors_of(layers: Sequence[Layer], matrices: Tensors, dtype: torch.dtype) -
         a if layer.scaling == 1 else a * layer.scaling for layer, a in zip(layers, matrices[::2], strict=True)
     ]
     a = scaled[0] if len(scaled) == 1 else torch.cat(scaled)
-    return Multiplied(a.to(dtype), tuple(b.to(dtype) for b in matrices[1::2]))
+    return with_magnitudes(Multiplied(a.to(dtype), tuple(b.to(dtype) for b in matrices[1::2])), layers)
+
+
+def with_magnitudes(factors: Multiplied, layers: Sequence[Layer]) -> Multiplied:
+    """The same with the magnitudes of DoRA's layers, as they are now."""
+    parts = zip(layers, factors.split_a(), factors.b, strict=True)
+    found = [magnitude_of(layer.base, layer.m, a, b) for layer, a, b in parts if layer.m is not None]
+    return factors._replace(magnitudes=tuple(found))
+
+
+def lora_outputs(
+    x: torch.Tensor, layers: Sequence[Layer], dropout: float, factors: Multiplied, matrices: Tensors
+) -> Sequence[torch.Tensor]:
+    """What layers with LoRA or DoRA make of their one input (... x I). Dropout is for a layer alone."""
+    if not factors.magnitudes:
+        outputs: tuple[torch.Tensor, ...] = FusedLora.apply(x, layers, dropout, factors, *matrices)
+        return outputs
+    if not dropout:
+        outputs = FusedLora.apply(x, layers, 0.0, factors, *matrices)
+        return magnify(outputs, factors.magnitudes)
+    # As in peft, magnitudes multiply what the base makes of the input that dropout has let through:
+    # y = (x - drop(x)) W^T + b + g z.
+    x = x.to(factors.a.dtype)
+    dropped = torch.native_dropout(x, dropout, True)[0]
+    outputs = FusedLora.apply(dropped, layers, 0.0, factors, *matrices)
+    (magnitude,) = factors.magnitudes
+    (output,) = magnify(outputs, [magnitude._replace(bias=None)])
+    return [layers[0].base(x - dropped) + output]
 
 
 class FusedLora(torch.autograd.Function):
     """y = x W^T + b + s drop(x) A^T B^T for each of several layers of one input; W is frozen, of any float
-    type, in NF4, int8 or FP8.
+    type, in NF4, int8 or FP8. With DoRA that is what its magnitudes multiply, and b is left out.
 
     `factors` are made of `matrices`, A and B of each layer in turn, whose gradients are found. Dropout draws
     one mask, so it is for a layer alone.
@@ -110,8 +142,9 @@ def low_of(x: torch.Tensor, factors: Multiplied) -> torch.Tensor:
 def outputs_of(
     x: torch.Tensor, low: torch.Tensor, layers: Sequence[Layer], factors: Multiplied
 ) -> list[torch.Tensor]:
-    """The layers' outputs (T x O each) for x (T x I) and what low_of gives."""
-    outputs = base_outputs(x, [layer.base for layer in layers])
+    """The layers' outputs (T x O each) for x (T x I) and what low_of gives; with DoRA their z, without
+    bias."""
+    outputs = base_outputs(x, [layer.base for layer in layers], with_bias=not factors.magnitudes)
     for output, b, own in zip(outputs, factors.b, factors.split(low), strict=True):
         output.addmm_(own, b.T)
     return outputs

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from finetune.models.kernels.dora import magnified, magnify, through_magnitudes
 from finetune.models.kernels.lora import (
     Layer,
     Multiplied,
@@ -36,7 +37,7 @@ class Mlp:
 
     def __init__(self, layers: Sequence[Layer], factors: BothFactors, matrices: Tensors):
         """`factors` are made of `matrices`, A and B of gate, up and down in turn, whose gradients are
-        found."""
+        found; with DoRA those of the magnitudes too."""
         self.layers, self.factors, self.matrices = layers, factors, matrices
         self.dtype = factors[0].a.dtype
         self.parts: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -44,8 +45,17 @@ class Mlp:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The output for x (... x D)."""
-        handle = FusedMlp.apply(x, self, *self.matrices)
-        output: torch.Tensor = MlpOutput.apply(handle, self.output)
+        handle = FusedMlp.apply(x, self, *self.trained())
+        return self.result(handle, self.output)
+
+    def trained(self) -> list[torch.Tensor]:
+        """What the first step's gradients are of, beside x: the matrices; and with DoRA the lengths m of gate
+        and up."""
+        return [*self.matrices, *(magnitude.m for magnitude in self.factors[0].magnitudes)]
+
+    def result(self, handle: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The second step, and what down_proj's magnitude makes of it."""
+        (output,) = magnify([MlpOutput.apply(handle, make)], self.factors[1].magnitudes)
         return output
 
     def handle(self, x: torch.Tensor) -> torch.Tensor:
@@ -71,7 +81,7 @@ class FusedMlp(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             flat = x.reshape(-1, x.shape[-1]).to(mlp.dtype)
             (gate, up), low = products(flat, flat, mlp.layers[:2], mlp.factors[0])
-            product = swiglu(gate, up)
+            product = swiglu(*magnified((gate, up), mlp.factors[0].magnitudes))
             low_down = low_of(product, mlp.factors[1])
         mlp.parts.append((product, low_down))
         ctx.save_for_backward(flat, gate, up, low, low_down, *matrices)
@@ -115,15 +125,17 @@ def mlp_gradients(
     matrices: Tensors,
     x_needs_one: bool,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    """From the gradient of a gated MLP's output (T x D), with gate(x) and up(x) (T x F): that of x (T x D),
-    and those of A and B of gate, up and down in turn."""
+    """From the gradient of what down_proj gives (T x D), with what gate and up gave of x (T x F), before
+    their magnitudes: that of x (T x D), and those of A and B of gate, up and down in turn, and of m of gate
+    and up."""
     of_branches, of_down = factors
     for_low = low_gradient([gradient], of_down)
     for_product = input_gradient([gradient], for_low, layers[2:], of_down)
-    product, *both = swiglu_gradients(for_product, *branches)
-    for_down = matrix_gradients([gradient], for_low, product, low_down, layers[2:], matrices[4:])
+    product, *both = swiglu_gradients(for_product, *magnified(branches, of_branches.magnitudes))
+    for_down = matrix_gradients([gradient], for_low, product, low_down, layers[2:], matrices[4:6])
     del product, for_product
+    both, for_m = through_magnitudes(both, branches, of_branches.magnitudes)
     for_low = low_gradient(both, of_branches)
     for_branches = matrix_gradients(both, for_low, x, low, layers[:2], matrices[:4])
     for_x = input_gradient(both, for_low, layers[:2], of_branches) if x_needs_one else None
-    return for_x, [*for_branches, *for_down]
+    return for_x, [*for_branches, *for_down, *for_m]

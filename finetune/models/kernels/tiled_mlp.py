@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from finetune.models.kernels.dora import magnified
 from finetune.models.kernels.lora import Layer, Tensors, low_of, outputs_of, products
-from finetune.models.kernels.mlp import BothFactors, Mlp, MlpOutput, mlp_gradients
+from finetune.models.kernels.mlp import BothFactors, Mlp, mlp_gradients
 from finetune.models.kernels.swiglu import swiglu
 
 
@@ -25,9 +26,8 @@ class TiledMlp(Mlp):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The output for x (... x D)."""
-        handle = KeptInput.apply(x, self, *self.matrices)
-        output: torch.Tensor = MlpOutput.apply(handle, partial(self._output, x.detach()))
-        return output
+        handle = KeptInput.apply(x, self, *self.trained())
+        return self.result(handle, partial(self._output, x.detach()))
 
     def _output(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -35,8 +35,8 @@ class TiledMlp(Mlp):
         return torch.cat(tiles)
 
     def _output_of_tile(self, x: torch.Tensor) -> torch.Tensor:
-        (gate, up), _ = products(x, x, self.layers[:2], self.factors[0])
-        product = swiglu(gate, up)
+        branches, _ = products(x, x, self.layers[:2], self.factors[0])
+        product = swiglu(*magnified(branches, self.factors[0].magnitudes))
         (output,) = outputs_of(product, low_of(product, self.factors[1]), self.layers[2:], self.factors[1])
         return output
 
@@ -77,5 +77,5 @@ def _gradients_of_tile(
     x_needs_one: bool,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
     (gate, up), low = products(x, x, layers[:2], factors[0])
-    low_down = low_of(swiglu(gate, up), factors[1])
+    low_down = low_of(swiglu(*magnified((gate, up), factors[0].magnitudes)), factors[1])
     return mlp_gradients(gradient, x, (gate, up), low, low_down, layers, factors, matrices, x_needs_one)

@@ -170,8 +170,6 @@ def _base_arithmetic(recipe: Recipe, given: Given) -> RuleProblem:
             f"fp8 rounds a base of 16-bit weights, and qlora's are in {adapter.base_quantization}; remove "
             "this, or use lora",
         )
-    if adapter.use_dora:
-        yield path, "DoRA divides by norms of the 16-bit weights; remove this, or adapter.use_dora"
     if recipe.train.precision == "fp16":
         yield path, "FP8 products give bf16, and train.precision is fp16; set it to bf16 or auto"
     if recipe.objective.names_reference:
@@ -226,7 +224,6 @@ def _tiles(recipe: Recipe, given: Given) -> RuleProblem:
     missing = tiles_need(
         method=adapter.method,
         dropout=adapter.dropout,
-        use_dora=adapter.use_dora,
         target_modules=adapter.target_modules,
         layers=adapter.layers,
     )
@@ -235,7 +232,7 @@ def _tiles(recipe: Recipe, given: Given) -> RuleProblem:
 
 
 def tiles_need(
-    *, method: str, dropout: float, use_dora: bool, target_modules: str | Sequence[str], layers: object
+    *, method: str, dropout: float, target_modules: str | Sequence[str], layers: object
 ) -> list[str]:
     """What an adapter lacks for MLPs in tiles, which the toolkit's own kernels compute, with LoRA on each."""
     if method not in ("lora", "qlora"):
@@ -244,7 +241,6 @@ def tiles_need(
     absent = sorted(GATED_MLP - named)
     needs = {
         "adapter.dropout: 0.0": dropout > 0,
-        "adapter.use_dora: false": use_dora,
         f"{' and '.join(absent)} in adapter.target_modules": bool(absent),
         "no adapter.layers: LoRA on every layer's MLP": layers is not None,
     }

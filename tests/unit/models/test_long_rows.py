@@ -84,17 +84,22 @@ def counted(model: Any) -> Operators:
 
 
 @pytest.mark.parametrize(
-    ("tile", "dtype", "tolerance"),
-    [(7, torch.float64, 1e-12), (16, torch.float32, 1e-6), (1000, torch.float64, 1e-12)],
+    ("tile", "dtype", "tolerance", "lora"),
+    [
+        (7, torch.float64, 1e-12, {}),
+        (16, torch.float32, 1e-6, {}),
+        (1000, torch.float64, 1e-12, {}),
+        (7, torch.float64, 1e-12, {"use_dora": True}),
+    ],
 )
 def test_an_mlp_in_tiles_gives_the_same(
-    tile: int, dtype: torch.dtype, tolerance: float, deep_base: Path
+    tile: int, dtype: torch.dtype, tolerance: float, lora: dict[str, Any], deep_base: Path
 ) -> None:
     """Gradients are the whole MLP's: 1e-12 in fp64, 1e-6 in fp32 (relative L2), whatever the tile, with and
     without recomputation."""
-    expected = gradients(adapted(deep_base, dtype), rows=2)
+    expected = gradients(adapted(deep_base, dtype, **lora), rows=2)
     for recomputes in (False, True):
-        model = adapted(deep_base, dtype, tile)
+        model = adapted(deep_base, dtype, tile, **lora)
         if recomputes:
             recompute_activations(model)
         assert (gradients(model, rows=2) - expected).norm() < tolerance * expected.norm()
@@ -123,7 +128,6 @@ def test_adapters_switched_off_compute_in_tiles_too(deep_base: Path) -> None:
     [
         {"target_modules": ["gate_proj", "up_proj"]},
         {"layers_to_transform": [4], "target_modules": ["gate_proj", "up_proj", "down_proj"]},
-        {"use_dora": True},
     ],
     ids=str,
 )

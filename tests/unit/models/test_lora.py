@@ -166,15 +166,15 @@ def test_nf4_bases(tiny_base: Path) -> None:
 
 
 def test_what_can_not_be_fused_keeps_pefts_forward(tiny_base: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """DoRA layers are left as they are, with one line that says how many and why; the model gives what it
-    gave."""
+    """Matrices with a bias are left as they are, with one line that says how many and why; the model gives
+    what it gave."""
     caplog.set_level("INFO", logger="finetune")
-    model = adapted(tiny_base, torch.float32, use_dora=True)
+    model = adapted(tiny_base, torch.float32, lora_bias=True)
     expected = outcome(model)
     model.zero_grad()
     assert install_fast_path(model) == 0
     assert [record.getMessage() for record in caplog.records] == [
-        "14 LoRA layers are not fused: it is DoraLinear"
+        "14 LoRA layers are not fused: its matrices have a bias"
     ]
     assert all(difference(got, want) < 1e-5 for got, want in zip(outcome(model), expected, strict=True))
 

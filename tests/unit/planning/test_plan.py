@@ -70,6 +70,9 @@ def kept_by_torch(recipe: Recipe, folder: Path) -> tuple[float, int]:
     [
         {},
         {"adapter": {"dropout": 0.1}},
+        {"adapter": {"use_dora": True}},
+        {"adapter": {"use_dora": True, "dropout": 0.1}},
+        {"adapter": {"use_dora": True}, "train": {"mlp_tile_tokens": 32}},
         {"adapter": {"method": "qlora"}},
         {"adapter": {"method": "qlora", "quantization": "int8"}},
         {"train": {"mlp_tile_tokens": 32}},
@@ -221,7 +224,6 @@ def test_a_70b_recipe_is_planned_from_its_config_alone(
     [
         (["--gpu-memory", "80"], "expected a number and a unit"),
         (["--gpus", "2", "--launch", "zero4"], "expected one of ddp, zero1"),
-        (["adapter.use_dora=true"], "no formula for DoRA"),
     ],
 )
 def test_what_can_not_be_planned_is_refused(
