@@ -14,21 +14,36 @@ from finetune.models.kernels.fp8 import fp8_of, rounded_rows
 from finetune.models.quantization import dequantize_int8
 
 
-def base_outputs(
-    x: torch.Tensor, bases: Sequence[nn.Linear], *, with_bias: bool = True
-) -> list[torch.Tensor]:
+def base_outputs(x: torch.Tensor, bases: Sequence[nn.Linear]) -> list[torch.Tensor]:
     """x W^T + b (T x O) of each layer for their one input x (T x I)."""
     rounded = rounded_rows(x) if any(map(fp8_of, bases)) else None
     outputs = []
     for base in bases:
-        bias = None if base.bias is None or not with_bias else base.bias.to(x.dtype)
-        fp8 = fp8_of(base)
+        bias, fp8 = bias_of(base, x.dtype), fp8_of(base)
         if fp8 is None or rounded is None:
             outputs.append(functional.linear(x, base_weight(base, x.dtype), bias))
         else:
             output = fp8.output(rounded, x.dtype)
             outputs.append(output if bias is None else output.add_(bias))
     return outputs
+
+
+def add_base_outputs(totals: Sequence[torch.Tensor], x: torch.Tensor, bases: Sequence[nn.Linear]) -> None:
+    """Add x W^T of each layer to its total (T x O). Of a small total and a large product in 16 bit the sum is
+    rounded once; a small one that is added to the rounded product is lost where it isn't half of its last
+    digit."""
+    rounded = rounded_rows(x) if any(map(fp8_of, bases)) else None
+    for total, base in zip(totals, bases, strict=True):
+        fp8 = fp8_of(base)
+        if fp8 is None or rounded is None:
+            total.addmm_(x, base_weight(base, x.dtype).T)
+        else:
+            total.add_(fp8.output(rounded, x.dtype))
+
+
+def bias_of(base: nn.Linear, dtype: torch.dtype) -> torch.Tensor | None:
+    """A layer's bias (O) in `dtype`."""
+    return None if base.bias is None else base.bias.to(dtype)
 
 
 def base_gradient(gradients: Sequence[torch.Tensor], bases: Sequence[nn.Linear]) -> torch.Tensor:

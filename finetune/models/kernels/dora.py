@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from finetune.models.kernels.base_products import base_weight
+from finetune.models.kernels.base_products import base_weight, bias_of
 from finetune.models.kernels.ops import wide_product
 
 
@@ -42,7 +42,7 @@ def magnitude_of(base: nn.Linear, m: torch.Tensor, a: torch.Tensor, b: torch.Ten
         changed = (b_wide * (2 * beside + b_wide @ (a_wide @ a_wide.T))).sum(1)
         lengths = (squares + changed).sqrt()
     excess = (m.to(squares.dtype) / lengths - 1).to(a.dtype)
-    return Magnitude(m, lengths, excess, None if base.bias is None else base.bias.to(a.dtype))
+    return Magnitude(m, lengths, excess, bias_of(base, a.dtype))
 
 
 def _squares_of_rows(base: Any, dtype: torch.dtype) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from finetune.models.kernels.base_products import base_gradient, base_outputs
+from finetune.models.kernels.base_products import add_base_outputs, base_gradient, bias_of
 from finetune.models.kernels.dora import Magnitude, magnify, magnitude_of
 from finetune.models.kernels.ops import wide_product
 
@@ -144,9 +144,11 @@ def outputs_of(
 ) -> list[torch.Tensor]:
     """The layers' outputs (T x O each) for x (T x I) and what low_of gives; with DoRA their z, without
     bias."""
-    outputs = base_outputs(x, [layer.base for layer in layers], with_bias=not factors.magnitudes)
-    for output, b, own in zip(outputs, factors.b, factors.split(low), strict=True):
-        output.addmm_(own, b.T)
+    outputs = []
+    for layer, b, own in zip(layers, factors.b, factors.split(low), strict=True):
+        bias = None if factors.magnitudes else bias_of(layer.base, x.dtype)
+        outputs.append(own @ b.T if bias is None else torch.addmm(bias, own, b.T))
+    add_base_outputs(outputs, x, [layer.base for layer in layers])
     return outputs
 
 

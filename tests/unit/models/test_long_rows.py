@@ -68,10 +68,10 @@ class Operators(TorchDispatchMode):
             self.shapes[tuple(result.shape)] += 1
             shapes = [tuple(one.shape) for one in given if isinstance(one, torch.Tensor)]
             self.down_products += (
-                str(operator) == "aten.mm.default"
-                and shapes == [(TOKENS, INNER), (INNER, WIDTH)]
+                str(operator) == "aten.addmm_.default"
+                and shapes[1:] == [(TOKENS, INNER), (INNER, WIDTH)]
                 and not given[
-                    1
+                    2
                 ].is_contiguous()  # down_proj's weight as it multiplies; gate's, backward, lies so
             )
         return result
