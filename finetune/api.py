@@ -410,12 +410,14 @@ def merge(
     See finetune.merging.merge.merge for the options. Raises MergeError where they can't be merged, and
     CheckFailed where the merged model isn't the base with its adapter.
     """
+    from finetune.hub.card import write_merged_card
     from finetune.merging import merge as merging
     from finetune.merging.targets import choose_more, choose_target
+    from finetune.runs.folder import RunFolder
 
     other = None if base is None else str(base)
     first = choose_target(str(_path(model)), other)
-    return merging.merge(
+    report = merging.merge(
         first,
         Path(output),
         more=choose_more([str(_path(another)) for another in more], other, first),
@@ -428,6 +430,9 @@ def merge(
         calibration=None if calibration is None else load_recipe(calibration).recipe,
         undoable=undoable,
     )
+    if first.run is not None and not more:  # else it comes of several runs
+        write_merged_card(Path(output), RunFolder(first.run))
+    return report
 
 
 def export(

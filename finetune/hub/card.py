@@ -20,11 +20,12 @@ from finetune.hub.result import Result
 from finetune.models.bases.card import CARD, FRONT_MATTER
 from finetune.models.bases.folder import read_config
 from finetune.models.bases.hub import is_hub_id
-from finetune.recipe.lock import Lock
+from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.schema.adapter import PEFT_KEYS
 from finetune.runs.compare import UNROUNDED_LOSS
 from finetune.runs.folder import RunFolder
 
+OURS = "<!-- finetune writes what follows, and writes it anew when it is pushed -->"
 Licences = Callable[[str, str], str | None]
 """The licence of a repository of the hub, by kind (model, dataset) and name; None where it says none."""
 
@@ -40,6 +41,13 @@ def write_result_card(run: RunFolder, lock: Lock, summary: dict[str, Any]) -> No
     (result.folder / CARD).write_text(card, encoding="utf-8")
 
 
+def write_merged_card(folder: Path, run: RunFolder) -> None:
+    """Add what the lock of its run says to the README.md of a merged model."""
+    result = Result(folder, "model", (), (), lock=read_lock(run.lock_path), summary=run.outcome())
+    card = card_of(result, folder.name, lambda kind, name: None, place="FOLDER_OF_THE_MODEL")
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
 def card_of(result: Result, name: str, licences: Licences, *, place: str | None = None) -> str:
     """The text of README.md. A model's own is kept, with what it lacks.
 
@@ -49,7 +57,7 @@ def card_of(result: Result, name: str, licences: Licences, *, place: str | None 
     written = _written(result)
     data = ModelCardData(**_metadata(result, licences), ignore_metadata_errors=True)
     own = FRONT_MATTER.match(written)
-    body = written[own.end() :].strip() if own is not None else written.strip()
+    body = (written[own.end() :] if own is not None else written).partition(OURS)[0].strip()
     if not body:
         body = f"# {name.rpartition('/')[2]}"
     sections = [
@@ -57,7 +65,7 @@ def card_of(result: Result, name: str, licences: Licences, *, place: str | None 
     ]
     front = _joined_front(own[1] or "" if own is not None else "", data)
     return scrubbed(
-        "\n\n".join([f"---\n{front}\n---", body, *sections, _loading(result, place or name)]) + "\n"
+        "\n\n".join([f"---\n{front}\n---", body, OURS, *sections, _loading(result, place or name)]) + "\n"
     )
 
 

@@ -88,15 +88,14 @@ def test_each_draws_its_own_answers(train: Train, tmp_path: Path) -> None:
     assert difference(both.weights(), alone.weights()) < 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("teacher", "objective"),
     [
         ("base", {}),
-        pytest.param("another", {}, marks=pytest.mark.long),
-        pytest.param("another", {"top_k": 16}, marks=pytest.mark.long),
-        pytest.param(
-            "another", {"on_policy": {"fraction": 0.5, "max_new_tokens": 8}}, marks=pytest.mark.long
-        ),
+        ("another", {}),
+        ("another", {"top_k": 16}),
+        ("another", {"on_policy": {"fraction": 0.5, "max_new_tokens": 8}}),
     ],
     ids=["base", "another", "offline", "on-policy"],
 )

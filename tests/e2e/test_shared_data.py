@@ -57,7 +57,7 @@ def translation(language: str) -> dict[str, Any]:
 
 
 LONG = frozenset({"too_long"})
-NO_PAIRS = "of its rows are pairs of a chosen and a rejected answer, or answers that were judged"
+NO_PAIRS = "of its rows are pairs of a chosen and a rejected answer, answers that were judged"
 ALPACA, SHAREGPT, QUESTIONS, TEXT = (
     {"format": name} for name in ("alpaca", "sharegpt", "question_answer", "text")
 )

@@ -222,7 +222,7 @@ def test_preferences_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerF
     values = {"train": [{"path": str(path), "format": "preference"}]}
     with pytest.raises(
         DataError,
-        match="1 of its rows are pairs of a chosen and a rejected answer, or answers that were judged",
+        match="1 of its rows are pairs of a chosen and a rejected answer, answers that were judged",
     ):
         prepare(DataSection.model_validate(values), tokenizer, seed=0)
 

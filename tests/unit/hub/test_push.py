@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from peft import AutoPeftModelForCausalLM
 
 import finetune
 from finetune.errors import CheckpointError, FinetuneError, ModelError
+from finetune.hub.card import write_merged_card
 from finetune.hub.result import read_result
 from finetune.run import Run
+from finetune.runs.folder import RunFolder
 from tests.support.adapters import make_adapter
 from tests.support.cli import FinetuneHere
 from tests.support.hub_server import TOKEN, Fault, Hub, Repository
@@ -96,6 +99,24 @@ def test_a_run_s_adapter_has_its_card(run: Run) -> None:
     ):
         assert part in card.text, part
     assert str(run.folder.parent.parent) not in text
+
+
+def test_a_merged_model_has_its_card(run: Run, tmp_path: Path) -> None:
+    """What the merge found, and beside it what the lock says; its program loads the model; the same card again
+    is the same text."""
+    folder = tmp_path / "merged"
+    finetune.merge(run, folder)
+    text = (folder / "README.md").read_text()
+    card = ModelCard(text)
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
+    for part in ("## Verification", "rows.jsonl, SHA-256", "train.learning_rate: 0.001", "evaluation loss"):
+        assert card.text.count(part) == 1, part
+    program = card.text.partition("## Loading it")[2].replace("FOLDER_OF_THE_MODEL", str(folder))
+    found: dict[str, Any] = {}
+    exec(textwrap.dedent(program.strip("\n")), found)  # noqa: S102 - the card's own program
+    assert found["model"].config.vocab_size == found["model"].get_input_embeddings().num_embeddings
+    write_merged_card(folder, RunFolder(run.folder))
+    assert (folder / "README.md").read_text() == text
 
 
 def test_the_licences_are_those_of_the_hub(hub: Hub, run: Run, tiny_base: Path, tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_going_offline_for_want_of_an_account_is_said(tmp_path: Path) -> None:
 
 def test_the_variables_are_the_libraries_own() -> None:
     """wandb spells its variables so; Trackio has none for what it is told here."""
-    assert set(tracking.VARIABLES.values()) == {
+    assert set(tracking.VARIABLES["wandb"].values()) == {
         wandb.env.PROJECT,
         wandb.env.RUN_GROUP,
         wandb.env.TAGS,

@@ -1,6 +1,7 @@
 """A student that learns from a teacher: a run, a model, or itself without its adapter."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -105,17 +106,15 @@ def test_a_teacher_of_another_tokenizer_is_refused(
 
 def test_a_teacher_that_changed_is_noticed(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """A run doesn't go on with another teacher than it was begun with: its weights are in the lock."""
-    teacher = start(make_recipe(train=TRAIN | {"max_steps": 2}), "teacher")
-    objective = {"kind": "distill", "teacher": str(teacher.path)}
+    trained = start(make_recipe(train=TRAIN | {"max_steps": 2}), "teacher")
+    teacher = shutil.copytree(trained.adapter, tmp_path / "teacher")
+    objective = {"kind": "distill", "teacher": str(teacher)}
     with hearing(sending({"step 2/": [signal.SIGTERM]})):
         run = start(make_recipe(train=TRAIN, objective=objective))
     assert run.outcome()["status"] == "stopped"
-    weights = load_file(teacher.adapter / "adapter_model.safetensors")
-    save_file(
-        {name: weight * 2 for name, weight in weights.items()},
-        teacher.adapter / "adapter_model.safetensors",
-        {"format": "pt"},
-    )
+    weights = load_file(teacher / "adapter_model.safetensors")
+    doubled = {name: weight * 2 for name, weight in weights.items()}
+    save_file(doubled, teacher / "adapter_model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="teacher changed since this run was started: adapter then"):
         training.resume(run.path, recipe=None)
 

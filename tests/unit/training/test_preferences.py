@@ -176,7 +176,7 @@ def test_answers_of_one_judgement_are_refused(feedback: MakeRecipe, tiny_base: P
 
 def test_bad_answers_are_never_learned_as_answers(feedback: MakeRecipe, tiny_base: Path) -> None:
     """Supervised fine-tuning refuses judged rows."""
-    with pytest.raises(DataError, match=r"24 of its rows are pairs .* or answers that were judged"):
+    with pytest.raises(DataError, match=r"24 of its rows are pairs .*, answers that were judged"):
         prepare_data(feedback(objective={"kind": "supervised"}), load_tokenizer(tiny_base))
 
 
