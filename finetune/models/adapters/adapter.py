@@ -32,7 +32,12 @@ from finetune.models.adapters.fit import (
     saved_vocabulary,
 )
 from finetune.models.adapters.masked import mask_updates
-from finetune.models.adapters.start import OriginalWeight, start_from_base, start_from_residual
+from finetune.models.adapters.start import (
+    OriginalWeight,
+    start_at_lengths,
+    start_from_base,
+    start_from_residual,
+)
 from finetune.models.architectures.base import EMBEDDING, LM_HEAD, last_part
 from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_adapter_config, read_header
 from finetune.models.bases.hub import adapter_snapshot, is_hub_id
@@ -107,6 +112,8 @@ def attach(
     elif section.init == "loftq":
         assert original is not None  # noqa: S101 - build.py has the base's files
         start_from_residual(adapted, section, original)
+    elif section.use_dora:
+        start_at_lengths(adapted)
     mask_updates(adapted)
     return trained_in_float32(adapted)
 

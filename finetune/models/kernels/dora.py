@@ -40,18 +40,22 @@ def magnitude_of(base: nn.Linear, m: torch.Tensor, a: torch.Tensor, b: torch.Ten
         beside = wide_product(base_weight(base, a.dtype), a.T, squares.dtype)
         a_wide, b_wide = a.to(squares.dtype), b.to(squares.dtype)
         changed = (b_wide * (2 * beside + b_wide @ (a_wide @ a_wide.T))).sum(1)
-        lengths = (squares + changed).sqrt()
+        # Where FSDP2 rounds m as it gathers it, n is rounded alike: a length that is its row's makes g one.
+        lengths = (squares + changed).sqrt().to(m.dtype).to(squares.dtype)
     excess = (m.to(squares.dtype) / lengths - 1).to(a.dtype)
     return Magnitude(m, lengths, excess, bias_of(base, a.dtype))
 
 
 def _squares_of_rows(base: Any, dtype: torch.dtype) -> torch.Tensor:
-    """|W|^2 by rows (O), which the layer remembers; its own device and type may have changed since."""
-    held: torch.Tensor | None = getattr(base, "squares_of_rows", None)
-    if held is None or held.dtype != dtype or held.device != base.weight.device:
-        held = torch.linalg.vector_norm(base_weight(base, dtype), dim=1).square()
-        base.squares_of_rows = held  # no buffer: it is in no file
-    return held
+    """|W|^2 by rows (O), which the layer remembers as long as its weight is the same numbers at the same
+    place."""
+    weight = base.weight
+    of = dtype, weight.data_ptr(), 0 if weight.is_inference() else weight._version
+    remembered: tuple[Any, torch.Tensor] | None = getattr(base, "squares_of_rows", None)
+    if remembered is None or remembered[0] != of:
+        squares = torch.linalg.vector_norm(base_weight(base, dtype), dim=1).square()
+        remembered = base.squares_of_rows = of, squares  # no buffer: it is in no file
+    return remembered[1]
 
 
 def magnified(outputs: Sequence[torch.Tensor], magnitudes: Sequence[Magnitude]) -> list[torch.Tensor]:

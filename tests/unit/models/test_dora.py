@@ -11,12 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from finetune.errors import ModelError
+from finetune.models.adapters.adapter import attach
 from finetune.models.adapters.joint import JointDecoder
 from finetune.models.bases.locate import Base
 from finetune.models.kernels.dora import Magnify, magnitude_of
 from finetune.models.kernels.fp8 import round_base
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.load import load_model
+from finetune.recipe.schema.adapter import AdapterSection
 from tests.support.lora import difference, outcome
 from tests.support.models import save_tiny_llama
 
@@ -148,6 +150,41 @@ def test_a_magnitude_is_finer_than_bf16() -> None:
     m = base.weight.float().norm(dim=1) * 1.01
     output = Magnify.apply(z, m, magnitude_of(base, m, a, b))
     assert float(output.float().mean() / z.float().mean() - 1) == pytest.approx(0.01, rel=0.1)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "embed_tokens"]], ids=["linear", "embedding"])
+def test_a_fresh_adapter_changes_nothing(tiny_base: Path, targets: Any) -> None:
+    """Logits of a bf16 base are those of the base, exactly; lengths that are rounded to bf16 change them."""
+    section = AdapterSection(rank=4, use_dora=True, target_modules=targets)
+    model = attach(loaded(tiny_base, torch.bfloat16), section)
+    install_fast_path(model)
+    ids = torch.arange(3, 33).view(2, 15)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(input_ids=ids).logits
+        with model.disable_adapter():
+            assert torch.equal(found, model(input_ids=ids).logits)
+
+
+def test_a_magnitude_that_fsdp2_rounded_changes_nothing() -> None:
+    """m in bf16 that is its row's length multiplies by one, exactly."""
+    torch.manual_seed(0)
+    base = torch.nn.Linear(64, 512, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    a, b = torch.zeros(2, 64, dtype=torch.bfloat16), torch.zeros(512, 2, dtype=torch.bfloat16)
+    m = base.weight.float().norm(dim=1).bfloat16()
+    assert magnitude_of(base, m, a, b).excess.abs().max() == 0
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_lengths_follow_a_base_that_changes(in_place: bool) -> None:
+    """A weight that is twice what it was has rows of twice the length."""
+    base = torch.nn.Linear(6, 4, bias=False).requires_grad_(False)
+    a, b, m = torch.zeros(2, 6), torch.zeros(4, 2), torch.ones(4)
+    before = magnitude_of(base, m, a, b).lengths
+    if in_place:
+        base.weight.mul_(2)
+    else:  # as peft merges
+        base.weight.data = base.weight.data * 2
+    assert torch.allclose(magnitude_of(base, m, a, b).lengths, 2 * before)
 
 
 @pytest.mark.parametrize("quantization", ["nf4-double", "int8"])
