@@ -18,6 +18,7 @@ from finetune.errors import ModelError
 from finetune.models.adapters.rows_read import batches_of
 from finetune.models.adapters.start import Halves, check_rank, lora_layers, start_beside
 from finetune.models.batch import TokenisedRow, padded_batch
+from finetune.models.sizes import START_BATCH_TOKENS
 from finetune.recipe.schema.adapter import AdapterSection
 
 GRADIENT_BATCHES = 4
@@ -100,10 +101,11 @@ class GradientSums:
 
     def add(self, rows: list[TokenisedRow], pad_token_id: int) -> None:
         """Those of the sum of the rows' losses, by the recipe's objective."""
-        batch = padded_batch(rows, pad_token_id)
-        inputs = {name: value.to(self._model.device) for name, value in batch.items()}
-        with torch.enable_grad():
-            self._model(**inputs, num_items_in_batch=1).loss.backward()
+        for part in _evenly_long(rows):
+            batch = padded_batch(part, pad_token_id)
+            inputs = {name: value.to(self._model.device) for name, value in batch.items()}
+            with torch.enable_grad():
+                self._model(**inputs, num_items_in_batch=1).loss.backward()
         self.tokens += sum(len(row.token_ids) for row in rows)
 
     def _taking(self, name: str) -> Any:
@@ -114,3 +116,16 @@ class GradientSums:
             weight.grad = None
 
         return take
+
+
+def _evenly_long(rows: list[TokenisedRow]) -> Iterator[list[TokenisedRow]]:
+    """The rows, the shortest first, in parts that have no more tokens when they are padded than a batch may
+    have: one long row among many short ones would make each of them as long."""
+    ordered = sorted(rows, key=lambda row: len(row.token_ids))
+    most, part = START_BATCH_TOKENS + len(ordered[-1].token_ids), list[TokenisedRow]()
+    for row in ordered:
+        if (len(part) + 1) * len(row.token_ids) > most:
+            yield part
+            part = []
+        part.append(row)
+    yield part

@@ -217,6 +217,22 @@ def test_lora_ga_s_pass_keeps_what_the_plan_says(make_recipe: MakeRecipe) -> Non
     assert activations(read) == pytest.approx(sum(held.values()) - loss, rel=0.1)
 
 
+def test_a_long_row_pads_no_short_ones(make_recipe: MakeRecipe) -> None:
+    """LoRA-GA's passes read a batch's tokens and a row's at most, however the rows' lengths differ."""
+    recipe = make_recipe(adapter={"rank": 4, "init": "lora_ga"})
+    model = attach(build.load_base(recipe, build.build_inputs(recipe)), AdapterSection(rank=4))
+    (rows,) = batches_of([*(row_of(10, seed) for seed in range(102)), row_of(200)])
+    read: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    sums = GradientSums(model)
+    with sums.summing():
+        sums.add(rows, 0)
+    assert sum(read) >= sums.tokens == 1220
+    assert max(read) <= START_BATCH_TOKENS + 200
+
+
 @pytest.mark.parametrize(
     ("init", "message"),
     [
