@@ -18,7 +18,6 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import gather_params_ctx
 from torch import nn
 from torch.nn import functional
 
@@ -131,9 +130,8 @@ def start_at_lengths(model: PeftModel) -> None:
         base = layer.get_base_layer()
         if isinstance(base, nn.Embedding):
             continue
-        with gather_params_ctx(base.parameters()):
-            weight = base_weight(base, torch.promote_types(base.weight.dtype, torch.float32))
-            layer.lora_magnitude_vector["default"].weight.data = torch.linalg.vector_norm(weight, dim=1)
+        weight = base_weight(base, torch.promote_types(base.weight.dtype, torch.float32))
+        layer.lora_magnitude_vector["default"].weight.data = torch.linalg.vector_norm(weight, dim=1)
 
 
 def original_weights(folder: Path) -> OriginalWeight:
