@@ -20,8 +20,15 @@ def start_at_directions(model: PeftModel, section: AdapterSection, rows: Iterabl
     """Let A of the LoRA layers start at the principal directions of their inputs; how many tokens were read.
 
     peft goes over the rows until each direction stands still; here each is read once. Raises ModelError where
-    there are fewer tokens than the rank.
+    there are fewer tokens than the rank, and where a layer has fewer inputs.
     """
+    for name, layer in lora_layers(model):
+        rank, width = layer.lora_A["default"].weight.shape
+        if rank > width:
+            raise ModelError(
+                f"adapter.init eva: {name} has {width} inputs, and a rank of {rank} asks for as many "
+                "directions in them; lower it, or set adapter.init: default."
+            )
     fits = _Directions(max(section.ranks))
     with LayerInputs(model, fits.hold) as inputs:
         for batch in batches_of(rows, max(START_BATCH_TOKENS, fits.rank)):
@@ -56,9 +63,10 @@ class _Directions:
                     f"adapter.init eva: the rows have {len(inputs)} tokens, and adapter.rank is {self.rank}, "
                     "which asks for as many directions; lower it, or give more rows."
                 )
-            fast = 2 * self.rank <= min(inputs.shape)
+            rank = min(self.rank, inputs.shape[1])  # the largest may be that of layers with more inputs
+            fast = 2 * rank <= min(inputs.shape)
             fit = self._fits.setdefault(
-                name, IncrementalPCA(self.rank, lowrank=fast, lowrank_seed=42 if fast else None)
+                name, IncrementalPCA(rank, lowrank=fast, lowrank_seed=42 if fast else None)
             )
             fit.partial_fit(inputs)
         self._held = {}

@@ -250,6 +250,19 @@ def test_a_start_needs_as_many_tokens_as_directions(make_recipe: MakeRecipe, ini
         start_from_rows(model, section, [row_of(5)], 0)
 
 
+def test_eva_needs_as_many_inputs_as_a_layer_s_rank(tiny_base: Path) -> None:
+    """A rank beyond a layer's inputs is refused by its name; one that other layers have is nothing to it."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    width, inner = base.config.hidden_size, base.config.intermediate_size
+    rows = [row_of(inner, seed) for seed in range(8)]
+    section = AdapterSection(rank=4, init="eva", rank_pattern={"down_proj": width + 1})
+    start_from_rows(attach(base, section), section, rows, 0)
+    section = AdapterSection(rank=width + 1, init="eva", target_modules=["q_proj"])
+    model = attach(AutoModelForCausalLM.from_pretrained(tiny_base), section)
+    with pytest.raises(ModelError, match=rf"q_proj has {width} inputs, and a rank of {width + 1} asks"):
+        start_from_rows(model, section, rows, 0)
+
+
 @pytest.mark.parametrize(("init", "rank"), [("corda", 64), ("lora_ga", 20)])
 def test_a_start_needs_matrices_with_as_many_directions(tiny_base: Path, init: str, rank: int) -> None:
     """LoRA-GA twice the rank; the message names the matrix."""
