@@ -122,9 +122,13 @@ def reproduce(
     new = trained.folder
     if trained.summary["status"] == "stopped":
         raise KeyboardInterrupt
-    starts = (held.final.get(START_HASH) for held in (lock, read_lock(new.lock_path)))
     found = compare_results(source, new, old, results_of(new), tuple(differs))
-    return replace(found, same_start=len(set(starts)) == 1)
+    return replace(found, same_start=started_alike(lock, read_lock(new.lock_path)))
+
+
+def started_alike(then: Lock, now: Lock) -> bool:
+    """Whether two runs' adapters started alike, as far as both locks say; an earlier version's doesn't."""
+    return len({held.final[START_HASH] for held in (then, now) if START_HASH in held.final}) < 2
 
 
 def differences(then: Lock, now: Lock) -> list[str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import CheckpointError
-from finetune.recipe.lock import read_lock
+from finetune.recipe.lock import START_HASH, Lock, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
-from finetune.training.reproduce import differences, reproduce
+from finetune.training.reproduce import differences, reproduce, started_alike
 from tests.support.cli import FinetuneHere, run_process
 from tests.support.messages import hearing
 from tests.support.processes import EXACT, start
@@ -122,3 +122,14 @@ def test_a_gpus_sums_are_named_as_what_may_differ(finished: RunFolder, device: s
     train = lock.recipe.train.model_copy(update={"deterministic": True})
     lock = replace(lock, recipe=lock.recipe.model_copy(update={"train": train}))
     assert not differences(lock, lock)
+
+
+@pytest.mark.parametrize(
+    ("now", "alike"), [({START_HASH: "b"}, False), ({START_HASH: "a"}, True), ({}, True)]
+)
+def test_a_lock_that_says_no_start_is_no_other_start(
+    make_recipe: MakeRecipe, now: dict[str, str], alike: bool
+) -> None:
+    """An earlier version's locks don't say where an adapter started."""
+    lock = Lock(make_recipe(), "", "")
+    assert started_alike(replace(lock, final={START_HASH: "a"}), replace(lock, final=now)) is alike
