@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from finetune.errors import ModelError
 from finetune.models.adapters.start import lora_layers
 from finetune.models.batch import TokenisedRow
 from finetune.models.sizes import START_BATCH_TOKENS
@@ -37,8 +38,10 @@ def batches_of(
 
 
 class LayerInputs:
-    """What goes into the LoRA layers while this is entered; an input that several layers read is taken
-    once."""
+    """What goes into the LoRA layers while this is entered; an input that several layers read is taken once.
+
+    `read` raises ModelError where one isn't finite.
+    """
 
     def __init__(self, model: PeftModel, take: Take):
         self.tokens = 0
@@ -78,6 +81,11 @@ class LayerInputs:
             self._alive.append(x)
             self.leader[name] = leader
             if leader == name:
+                if not x.isfinite().all():
+                    raise ModelError(
+                        f"adapter.init: what the rows put into {name} is not finite. Take train.precision: "
+                        "bf16 or fp32, or another adapter.init."
+                    )
                 self._take(name, x.reshape(-1, x.shape[-1]).float())
 
         return read

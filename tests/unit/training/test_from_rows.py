@@ -250,6 +250,18 @@ def test_a_start_needs_as_many_tokens_as_directions(make_recipe: MakeRecipe, ini
         start_from_rows(model, section, [row_of(5)], 0)
 
 
+@pytest.mark.parametrize("init", ["eva", "corda"])
+def test_inputs_that_are_not_finite_are_refused(tiny_base: Path, init: str) -> None:
+    """By the first layer that reads one."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    base.model.layers[1].mlp.up_proj.weight.data[0] = torch.inf
+    model = attach(base, AdapterSection(rank=4, init=init))
+    with pytest.raises(
+        ModelError, match=r"what the rows put into model\.layers\.1\.mlp\.down_proj is not fin"
+    ):
+        start_from_rows(model, AdapterSection(rank=4, init=init), [row_of(40)], 0)
+
+
 def test_eva_needs_as_many_inputs_as_a_layer_s_rank(tiny_base: Path) -> None:
     """A rank beyond a layer's inputs is refused by its name; one that other layers have is nothing to it."""
     base = AutoModelForCausalLM.from_pretrained(tiny_base)
