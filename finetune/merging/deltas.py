@@ -61,7 +61,8 @@ class LowRank:
             part = slice(start, start + len(rows))
             rows.addmm_(left[part].to(rows.dtype), right.to(rows.dtype), alpha=self.scale)
             if lengths is not None:
-                rows *= (lengths[part].to(rows.dtype) / torch.linalg.vector_norm(rows, dim=1))[:, None]
+                own = torch.linalg.vector_norm(rows, dim=1).clamp_min(torch.finfo(rows.dtype).tiny)
+                rows *= (lengths[part].to(rows.dtype) / own)[:, None]  # one of zeros stays one
             return rows
 
         return change

@@ -40,8 +40,10 @@ def magnitude_of(base: nn.Linear, m: torch.Tensor, a: torch.Tensor, b: torch.Ten
         beside = wide_product(base_weight(base, a.dtype), a.T, squares.dtype)
         a_wide, b_wide = a.to(squares.dtype), b.to(squares.dtype)
         changed = (b_wide * (2 * beside + b_wide @ (a_wide @ a_wide.T))).sum(1)
+        # A row of zeros, as a layer has that was added to a base to change nothing, has no direction.
+        lengths = (squares + changed).clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
         # Where FSDP2 rounds m as it gathers it, n is rounded alike: a length that is its row's makes g one.
-        lengths = (squares + changed).sqrt().to(m.dtype).to(squares.dtype)
+        lengths = lengths.to(m.dtype).to(squares.dtype)
     excess = (m.to(squares.dtype) / lengths - 1).to(a.dtype)
     return Magnitude(m, lengths, excess, bias_of(base, a.dtype))
 

@@ -11,13 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from finetune.errors import ModelError
-from finetune.models.adapters.adapter import attach
+from finetune.merging.deltas import LowRank
+from finetune.models.adapters.adapter import attach, save_adapter
 from finetune.models.adapters.joint import JointDecoder
 from finetune.models.bases.locate import Base
 from finetune.models.kernels.dora import Magnify, magnitude_of
 from finetune.models.kernels.fp8 import round_base
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.load import load_model
+from finetune.models.safetensors import StoredWeights
 from finetune.recipe.schema.adapter import AdapterSection
 from tests.support.lora import difference, outcome
 from tests.support.models import save_tiny_llama
@@ -163,6 +165,26 @@ def test_a_fresh_adapter_changes_nothing(tiny_base: Path, targets: Any) -> None:
         found = model(input_ids=ids).logits
         with model.disable_adapter():
             assert torch.equal(found, model(input_ids=ids).logits)
+
+
+def test_a_row_of_zeros_stays_one(tiny_base: Path, tmp_path: Path) -> None:
+    """In training, whose logits and gradients are finite and the base's, and in a merge."""
+    base = loaded(tiny_base, torch.float32)
+    weight = base.model.layers[0].mlp.down_proj.weight
+    weight.data[:] = 0
+    with torch.no_grad():
+        expected = base(input_ids=torch.arange(3, 33).view(2, 15)).logits
+    model = attach(base, AdapterSection(rank=4, use_dora=True))
+    install_fast_path(model)
+    logits, gradients = outcome(model)
+    assert difference(logits, expected) < 1e-5
+    assert gradients.isfinite().all()
+    save_adapter(model, tmp_path, "base")
+    stored = StoredWeights([tmp_path / "adapter_model.safetensors"])
+    prefix = "base_model.model.model.layers.0.mlp.down_proj.lora_"
+    a, b, m = (f"{prefix}{name}" for name in ("A.weight", "B.weight", "magnitude_vector"))
+    merged = LowRank(stored, a, b, 1.0, m).ready()(weight.detach().clone(), 0)
+    assert torch.equal(merged, torch.zeros_like(weight))
 
 
 def test_a_magnitude_that_fsdp2_rounded_changes_nothing() -> None:
