@@ -8,13 +8,11 @@ from peft import PeftModel
 
 from finetune.errors import ModelError
 from finetune.models.adapters.start import lora_layers
+from finetune.models.architectures.base import DECODER
 from finetune.models.batch import TokenisedRow
 from finetune.models.sizes import START_BATCH_TOKENS
 
 BATCHES = 16
-DECODER = "model"
-
-
 Take = Callable[[str, torch.Tensor], None]
 """Called with the name of the first layer that reads an input, and the input (T x I)."""
 
