@@ -32,7 +32,8 @@ from finetune.models.load import load_model
 from finetune.models.loss import install_loss, supervised_loss
 from finetune.models.offloading import HostMemory
 from finetune.models.recomputation import recompute_activations
-from finetune.planning.memory import Job, memory_of
+from finetune.planning.job import Job
+from finetune.planning.memory import memory_of
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.recipe.schema.model import ModelSection
 from finetune.training.batches import batch_of

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from finetune.models.stored_quantization import NF4_DOUBLE
-from finetune.planning.memory import USABLE, Job, memory_of
+from finetune.planning.job import Job
+from finetune.planning.memory import USABLE, memory_of
 
 STEP = 1024
 """Lengths are looked for in steps of so many tokens."""

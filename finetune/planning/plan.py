@@ -26,8 +26,9 @@ from finetune.models.bases.shapes import (
 )
 from finetune.models.stored_quantization import INT8, NF4_DOUBLE, check_trainable
 from finetune.planning.data import Load, load_of
+from finetune.planning.job import Job
 from finetune.planning.longest import LongestRow, in_tiles, longest_rows
-from finetune.planning.memory import USABLE, Job, Memory, host_bytes, memory_of
+from finetune.planning.memory import USABLE, Memory, host_bytes, memory_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.adapter import AdapterSection
 

@@ -18,9 +18,11 @@ from finetune.models.bases.locate import read_config, resolve_base
 from finetune.models.bases.shapes import read_shape
 from finetune.models.kernels.fp8 import fp8_of
 from finetune.models.load import load_model
+from finetune.planning.activations import activations, stream_bytes
 from finetune.planning.data import assumed, load_of
+from finetune.planning.job import Job
 from finetune.planning.longest import longest_rows
-from finetune.planning.memory import Job, activations, host_bytes, memory_of, stream_bytes
+from finetune.planning.memory import host_bytes, memory_of
 from finetune.planning.plan import cheapest_change, job_of, plan
 from finetune.recipe.rules.objective import with_objective_defaults
 from finetune.recipe.schema import Recipe
