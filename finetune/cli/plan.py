@@ -88,10 +88,7 @@ def closing(found: "Plan") -> list[str]:
             )
     lines += [f"longest row         {longest_words(row, found.positions)}" for row in found.longest_rows]
     if found.host_bytes:
-        lines.append(
-            f"the host's memory   {found.host_bytes / 1e9:.2f} GB a process, for layers' inputs (pinned) or "
-            "the adapter's start"
-        )
+        lines.append(f"the host's memory   {found.host_bytes / 1e9:.2f} GB a process, {found.host_for}")
     steps = f"{load.steps:,}" if load.steps else "not known: the data are not here"
     tokens = f", {load.tokens:,} tokens" if load.tokens else ""
     lines.append(f"steps               {steps}{tokens}")

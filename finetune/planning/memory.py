@@ -174,8 +174,9 @@ def fp8_bytes(job: Job) -> float:
     return float((2 if job.device == "gpu" else 1) * linear_numbers(job.shape) + scales)
 
 
-def host_bytes(job: Job) -> float:
-    """What waits in the host's memory, beside all that is on the device: for the adapter's start (which a CPU
-    has in `starting`), and then for recomputed layers."""
+def on_the_host(job: Job) -> tuple[float, str]:
+    """The most that waits in the host's memory, beside all that is on the device, and what for: the adapter's
+    start (which a CPU has in `starting`), and then recomputed layers."""
     inputs = recomputed_layers(job) * stream_bytes(job) if job.offload else 0.0
-    return max(inputs, 0.0 if job.device == "cpu" else gathered_bytes(job))
+    gathered = 0.0 if job.device == "cpu" else gathered_bytes(job)
+    return max((inputs, "pinned, for layers' inputs"), (gathered, "for the adapter's start, before step 1"))

@@ -28,7 +28,7 @@ from finetune.models.stored_quantization import INT8, NF4_DOUBLE, check_trainabl
 from finetune.planning.data import Load, load_of
 from finetune.planning.job import Job
 from finetune.planning.longest import LongestRow, in_tiles, longest_rows
-from finetune.planning.memory import USABLE, Memory, host_bytes, memory_of
+from finetune.planning.memory import USABLE, Memory, memory_of, on_the_host
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.adapter import AdapterSection
 
@@ -81,7 +81,9 @@ class Plan:
     checkpoint_bytes: float
     merged_bytes: float | None
     host_bytes: float
-    """Of layer inputs, or for the adapter's start, in the host's memory, for each process."""
+    """The most that a process has in the host's memory beside what is on the device."""
+    host_for: str
+    """What for, in words."""
     longest_rows: list[LongestRow]
     """Of the asked way; empty where no GPU's memory was given."""
     positions: int | None
@@ -151,7 +153,8 @@ def plan(
         seconds=load.tokens / tokens_per_second if load.tokens and tokens_per_second else None,
         checkpoint_bytes=states * (recipe.train.keep_checkpoints + 1),
         merged_bytes=None if recipe.adapter.method == "full" else 2.0 * count_parameters(shape),
-        host_bytes=host_bytes(ours),
+        host_bytes=on_the_host(ours)[0],
+        host_for=on_the_host(ours)[1],
         longest_rows=[] if gpu_memory is None else longest_rows(ours, gpu_memory),
         positions=read_config(folder).get("max_position_embeddings"),
         drawn_answers=_drawn_in_a_step(recipe),

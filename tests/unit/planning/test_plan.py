@@ -22,7 +22,7 @@ from finetune.planning.activations import activations, stream_bytes
 from finetune.planning.data import assumed, load_of
 from finetune.planning.job import Job
 from finetune.planning.longest import longest_rows
-from finetune.planning.memory import host_bytes, memory_of
+from finetune.planning.memory import memory_of, on_the_host
 from finetune.planning.plan import cheapest_change, job_of, plan
 from finetune.recipe.rules.objective import with_objective_defaults
 from finetune.recipe.schema import Recipe
@@ -293,7 +293,9 @@ def test_layer_inputs_that_stay_are_what_torch_keeps(make_recipe: MakeRecipe, tm
     deep = replace(job, shape=replace(job.shape, layers=8))
     offloaded = replace(deep, offload=True)
     assert activations(deep) - activations(offloaded) == 6 * stream_bytes(job)
-    assert host_bytes(offloaded) == 8 * stream_bytes(job)
+    assert on_the_host(offloaded) == (8 * stream_bytes(job), "pinned, for layers' inputs")
+    started = replace(job, init="lora_ga", start_numbers=1000, device="gpu")
+    assert on_the_host(started) == (4000, "for the adapter's start, before step 1")
 
 
 def test_the_longest_row_is_the_longest(make_recipe: MakeRecipe) -> None:
@@ -323,7 +325,7 @@ def test_a_plan_says_the_longest_row(
     _, shown, _ = run(monkeypatch, capsys, str(path), "--gpu-memory", "192GB")
     assert "positions) as the recipe is" in shown
     assert "mlp_tile_tokens: 4096" in shown
-    assert "the host's memory   5.37 GB a process" in shown
+    assert "the host's memory   5.37 GB a process, pinned, for layers' inputs" in shown
 
 
 def test_sharding_divides_what_it_says(make_recipe: MakeRecipe) -> None:
