@@ -24,6 +24,7 @@ from torch.nn import functional
 from finetune.errors import ModelError
 from finetune.models.bases.shapes import stored_name
 from finetune.models.kernels.base_products import base_weight
+from finetune.models.kernels.dora import lengths_of_rows
 from finetune.models.safetensors import StoredWeights
 from finetune.recipe.schema.adapter import AdapterSection
 
@@ -130,8 +131,8 @@ def start_at_lengths(model: PeftModel) -> None:
         base = layer.get_base_layer()
         if isinstance(base, nn.Embedding):
             continue
-        weight = base_weight(base, torch.promote_types(base.weight.dtype, torch.float32))
-        layer.lora_magnitude_vector["default"].weight.data = torch.linalg.vector_norm(weight, dim=1)
+        dtype = torch.promote_types(base.weight.dtype, torch.float32)
+        layer.lora_magnitude_vector["default"].weight.data = lengths_of_rows(base, dtype)
 
 
 def original_weights(folder: Path) -> OriginalWeight:

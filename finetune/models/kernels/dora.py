@@ -55,9 +55,14 @@ def _squares_of_rows(base: Any, dtype: torch.dtype) -> torch.Tensor:
     of = dtype, weight.data_ptr(), 0 if weight.is_inference() else weight._version
     remembered: tuple[Any, torch.Tensor] | None = getattr(base, "squares_of_rows", None)
     if remembered is None or remembered[0] != of:
-        squares = torch.linalg.vector_norm(base_weight(base, dtype), dim=1).square()
+        squares = lengths_of_rows(base, dtype).square()
         remembered = base.squares_of_rows = of, squares  # no buffer: it is in no file
     return remembered[1]
+
+
+def lengths_of_rows(base: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    """Those of W alone (O)."""
+    return torch.linalg.vector_norm(base_weight(base, dtype), dim=1)
 
 
 def magnified(outputs: Sequence[torch.Tensor], magnitudes: Sequence[Magnitude]) -> list[torch.Tensor]:
