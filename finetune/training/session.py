@@ -229,6 +229,7 @@ class TrainingSession:
             closing.callback(lambda: self.tracker.finish(self.summary.get("status", "failed")))
             for integration in self.integrations:
                 closing.callback(integration.finish)
+            closing.callback(self._upload)  # with its card, which is written when all is known
             closing.enter_context(self._recorded())
             closing.callback(self.progress.close)
             logger.info(f"run folder {self.run.path}")
@@ -238,8 +239,6 @@ class TrainingSession:
                     self._write_result()
                     with unrounded(self.trainer.model):
                         self._measure()
-                    if self.run.adapter.is_dir():
-                        self.tracker.upload(self.run.adapter)
         if self.summary["status"] == "stopped":
             why = "" if self._reason is None else f": {self._reason}"
             logger.info(
@@ -257,6 +256,7 @@ class TrainingSession:
                 known = self._summary("running", None)
                 self.run.write_summary(known | self.run.read_summary() | {"status": "running", "error": None})
             yield
+            self._write_summary(self._status, None)
         except KeyboardInterrupt:  # in the midst of a step: nothing more is saved
             self.broken_off = True
             self._write_summary("stopped", None)
@@ -264,7 +264,6 @@ class TrainingSession:
         except BaseException as error:
             self._write_summary("failed", f"{type(error).__name__}: {error}")
             raise
-        self._write_summary(self._status, None)
         if self._complete and self.group.is_main and self.recipe.train.save_every == NEVER:
             keep_newest(self.run.checkpoints, 0, None)
 
@@ -314,10 +313,13 @@ class TrainingSession:
         return found | {"asked": self.asked} | stopped
 
     def _write_summary(self, status: str, error_text: str | None) -> None:
-        self.summary = found = self._summary(status, error_text)
-        if not self.group.is_main:
-            return
-        if status == "finished":
+        found = self._summary(status, error_text)
+        if self.group.is_main:
+            self._write_outcome(found)
+        self.summary = found
+
+    def _write_outcome(self, found: dict[str, Any]) -> None:
+        if found["status"] == "finished":
             # Before the summary says so: a run that is finished is never gone on with.
             final = {name: value for name, value in found.items() if is_metric(name)}
             if self.trainer.values_hash:
@@ -330,6 +332,10 @@ class TrainingSession:
             if self.inputs.base.mask is None:  # whose card says what plain peft would do to it
                 write_result_card(self.run, self.lock, found)
         self.run.write_summary(found)
+
+    def _upload(self) -> None:
+        if self.summary.get("status") == "finished" and self.run.adapter.is_dir():
+            self.tracker.upload(self.run.adapter)
 
     def _take_steps(self) -> None:
         if self.checkpoint is None:
