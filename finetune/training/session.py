@@ -36,7 +36,7 @@ from finetune.runs.commands import shell_command
 from finetune.runs.compare import UNROUNDED_LOSS, is_metric
 from finetune.runs.folder import ANSWERS, VALUES, RunFolder, write_json
 from finetune.runs.tracking.base import SeveralTrackers, Tracker
-from finetune.runs.tracking.start import start_tracker
+from finetune.runs.tracking.start import trackers_started
 from finetune.training import build
 from finetune.training.batches import StreamFeed
 from finetune.training.build import Inputs
@@ -123,28 +123,27 @@ def open_session(
             tracker="none", samples=tracking.samples if trainer.engine.shards_weights else None
         )
     config = scrubbed_recipe(recipe.model_dump(mode="json"))
-    guards = {
-        name: start_tracker(name, tracking, lock.tracker_id, config, folder=run.path)
-        for name in tracking.trackers
-    }
-    tracker = SeveralTrackers(list(guards.values()))
-    progress = Progress(moves=inputs.member is None)
-    log = MetricsLog(run.metrics_path if group.is_main else None, trainer, tracker, progress.show)
-    trainer.add_callback(log)
-    if trainer.rollouts is not None and group.is_main:
-        trainer.add_callback(DrawnAnswers(trainer.rollouts, run.path / ANSWERS, tracker))
-    integrations = [add_integration(trainer, name, run.path, guard) for name, guard in guards.items()]
-    if tracking.samples is not None:
-        assert how is not None  # noqa: S101 - the rules refuse samples of a head
-        clock = log.restart
-        trainer.add_callback(
-            Samples(tracking.samples, trainer, inputs.tokenizer, run.samples_path, tracker, clock, group, how)
-        )
-    return TrainingSession(
-        run=run, lock=lock, inputs=inputs, group=group, checkpoint=checkpoint, trainer=trainer, best=best,
-        watched=watched, metrics=metrics, asked=how, tracker=tracker, integrations=integrations,
-        progress=progress,
-    )  # fmt: skip
+    with trackers_started(tracking, lock.tracker_id, config, folder=run.path) as guards:
+        tracker = SeveralTrackers(list(guards.values()))
+        progress = Progress(moves=inputs.member is None)
+        log = MetricsLog(run.metrics_path if group.is_main else None, trainer, tracker, progress.show)
+        trainer.add_callback(log)
+        if trainer.rollouts is not None and group.is_main:
+            trainer.add_callback(DrawnAnswers(trainer.rollouts, run.path / ANSWERS, tracker))
+        integrations = [add_integration(trainer, name, run.path, guard) for name, guard in guards.items()]
+        if tracking.samples is not None:
+            assert how is not None  # noqa: S101 - the rules refuse samples of a head
+            clock = log.restart
+            trainer.add_callback(
+                Samples(
+                    tracking.samples, trainer, inputs.tokenizer, run.samples_path, tracker, clock, group, how
+                )
+            )
+        return TrainingSession(
+            run=run, lock=lock, inputs=inputs, group=group, checkpoint=checkpoint, trainer=trainer, best=best,
+            watched=watched, metrics=metrics, asked=how, tracker=tracker, integrations=integrations,
+            progress=progress,
+        )  # fmt: skip
 
 
 def _trainer(

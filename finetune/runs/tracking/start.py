@@ -1,5 +1,7 @@
 """Start the trackers that a recipe names."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,21 @@ from finetune.runs.tracking.wandb import start_wandb
 
 OWN = ("trackio", "wandb", "mlflow", "opentelemetry", "none")
 """Trackers that are driven here; transformers drives the others."""
+
+
+@contextmanager
+def trackers_started(
+    section: TrackingSection, run_id: str, recipe: dict[str, Any], *, folder: Path
+) -> Iterator[dict[TrackerName, GuardedTracker]]:
+    """The recipe's trackers by their names, around what else has to begin: where that fails, as where one of
+    them can't start, those that have started end as failed. Raises TrackerError as start_tracker does."""
+    found: dict[TrackerName, GuardedTracker] = {}
+    with ExitStack() as begun:
+        for name in section.trackers:
+            found[name] = start_tracker(name, section, run_id, recipe, folder=folder)
+            begun.callback(found[name].finish, "failed")
+        yield found
+        begun.pop_all()
 
 
 def start_tracker(

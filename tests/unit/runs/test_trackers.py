@@ -2,15 +2,18 @@
 
 import re
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from finetune.errors import TrackerError
 from finetune.recipe.schema.tracking import TrackingSection
+from finetune.runs.tracking import opentelemetry
 from finetune.runs.tracking import wandb as wandb_tracker
 from finetune.runs.tracking.base import GuardedTracker
-from finetune.runs.tracking.start import start_tracker
+from finetune.runs.tracking.start import start_tracker, trackers_started
 from finetune.runs.tracking.wandb_settings import wandb_mode
 from tests.support.messages import hearing
 from tests.support.wandb_server import wandb_server
@@ -80,6 +83,21 @@ def test_auto_mode_is_online_only_with_a_key(monkeypatch: pytest.MonkeyPatch) ->
     assert wandb_mode(TrackingSection(tracker="wandb")) == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "key")
     assert wandb_mode(TrackingSection(tracker="wandb")) == "online"
+
+
+def test_a_tracker_is_ended_where_another_can_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one's thread has come to its end when the second is refused."""
+    for name in ("WANDB_API_KEY", *opentelemetry.ENDPOINTS):
+        monkeypatch.delenv(name, raising=False)
+    section = TrackingSection(tracker=("opentelemetry", "wandb"), wandb_mode="online")
+    with (
+        pytest.raises(TrackerError, match="needs an account"),
+        trackers_started(section, "run-a", {}, folder=tmp_path),
+    ):
+        pass
+    assert "tracker" not in [thread.name for thread in threading.enumerate()]
 
 
 class Broken:
