@@ -1,6 +1,7 @@
 """The real Trackio and wandb, offline: what was logged can be read back."""
 
 import re
+import socket
 import sqlite3
 import threading
 import time
@@ -98,6 +99,24 @@ def test_a_tracker_is_ended_where_another_can_not_start(
     ):
         pass
     assert "tracker" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_collector_that_is_not_there_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the reason, which the exporter by itself prints at each of its tries."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3")
+    tracker = start_tracker(
+        "opentelemetry", TrackingSection(tracker="opentelemetry"), "run-a", {}, folder=tmp_path
+    )
+    tracker.log({"train/loss": 1.0}, 1)
+    tracker.finish("finished")
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT takes no metrics: " in message
+    assert "Connection refused" in message
 
 
 class Broken:
