@@ -42,14 +42,14 @@ def start_tracker(
     """
     try:
         if name == "wandb":
-            return GuardedTracker(start_wandb(with_environment(section), run_id, recipe, folder))
+            return GuardedTracker(start_wandb(with_environment(section), run_id, recipe, folder), name)
         if name == "trackio":
-            return GuardedTracker(start_trackio(section, run_id, recipe))
+            return GuardedTracker(start_trackio(section, run_id, recipe), name)
         if name == "mlflow":
-            return GuardedTracker(start_mlflow(section, run_id, recipe))
+            return GuardedTracker(start_mlflow(section, run_id, recipe), name)
         if name == "opentelemetry":
-            return GuardedTracker(start_opentelemetry(section, run_id, folder))
-        return GuardedTracker(NoTracker())
+            return GuardedTracker(start_opentelemetry(section, run_id, folder), name)
+        return GuardedTracker(NoTracker(), name)
     except TrackerError:
         raise
     except Exception as error:

@@ -136,14 +136,14 @@ class Broken:
 def test_a_tracker_that_fails_in_mid_run_says_so_once() -> None:
     """The first failure is reported; training goes on, and the tracker isn't called again."""
     inner, said = Broken(), list[str]()
-    tracker = GuardedTracker(inner)
+    tracker = GuardedTracker(inner, "trackio")
     with hearing(said.append):
         for step in range(3):
             tracker.log({"train/loss": 1.0}, step)
         tracker.finish("finished")
     assert inner.calls == 1
     assert said == [
-        "warning: the tracker failed (OperationalError: database or disk is full); metrics.jsonl continues"
+        "warning: the tracker trackio failed (OperationalError: database or disk is full); metrics.jsonl continues"
     ]
 
 

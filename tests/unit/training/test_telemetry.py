@@ -223,6 +223,6 @@ def test_a_silent_collector_holds_up_no_step(
     folder = start(make_recipe(train=STEPS, tracking={"tracker": "opentelemetry"}))
     assert folder.read_summary()["status"] == "finished"
     assert len(logged(folder, "train/loss")) == 4
-    said = "the tracker failed (TimeoutError: what was logged last has not arrived within 1 s)"
+    said = "the tracker opentelemetry failed (TimeoutError: what was logged last has not arrived within 1 s)"
     assert folder.log_path.read_text().count(said) == 1
     assert time.monotonic() - before < 60
