@@ -15,7 +15,8 @@ EXTRAS: dict[str, dict[str, str]] = {
     "rewards": {"jsonschema": "jsonschema"},
     "sweep": {"optuna": "optuna", "cmaes": "cmaes"},
     "mlflow": {"mlflow": "mlflow-skinny", "sqlalchemy": "SQLAlchemy", "alembic": "alembic"},
-    "opentelemetry": {"opentelemetry": "opentelemetry-exporter-otlp-proto-http"},
+    # Not "opentelemetry" itself, which MLflow brings too, without what sends.
+    "opentelemetry": {"opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http"},
     "optimizers": {"schedulefree": "schedulefree"},
 }
 """The extras of pyproject.toml: for each the modules that are imported, and the packages that hold them."""
@@ -23,7 +24,10 @@ EXTRAS: dict[str, dict[str, str]] = {
 
 def is_installed(module: str) -> bool:
     """Whether a module can be imported, without importing it."""
-    return importlib.util.find_spec(module) is not None
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a package that it is in
+        return False
 
 
 def refuse_without(module: str, what: str) -> None:

@@ -121,10 +121,9 @@ def undisturbed(folder: Path) -> dict[str, dict[str, float]]:
                 timeline.look()
                 time.sleep(POLL_SECONDS)
             timeline.look()
-            if command.process.poll() != 0:
-                sys.exit(
-                    f"undisturbed, {command.words} gave {command.process.poll()}:\n{command.out}{command.err}"
-                )
+            if (code := command.process.poll()) != 0:
+                scene.left_alive(0)
+                sys.exit(f"undisturbed, {command.words} gave {code}:\n{command.out}{command.err}")
             found |= timeline.seconds()
         times[str(processes)] = found
         print(f"undisturbed, {processes} processes: {', '.join(f'{n} {s:.2f} s' for n, s in found.items())}")

@@ -91,8 +91,9 @@ class KillRank(Plain):
     def strike(self, attempt: Attempt) -> str:
         """One of them."""
         rank = attempt.rank()
+        number = rank.environ().get("RANK", "?")  # of a killed one nobody can read it
         rank.kill()
-        return f"SIGKILL to rank {rank.environ()['RANK'] if rank.is_running() else '?'}"
+        return f"SIGKILL to rank {number}"
 
 
 class KillLauncher(Plain):

@@ -66,6 +66,8 @@ def obtain(cache: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> tup
             return folder, report
         if folder.is_symlink():
             raise link_error(folder)
+        if report_of(folder) is not None:
+            logger.warning(f"{folder} is not what was written: the data are prepared again")
         if folder.is_dir():
             shutil.rmtree(folder)
         _sweep(cache, own=key)
@@ -167,16 +169,16 @@ def report_of(folder: Path) -> dict[str, Any] | None:
 
 
 def intact_report(folder: Path) -> dict[str, Any] | None:
-    """The same, having read all of it: None also where a byte isn't what was written, which is said."""
+    """The same, having read all of it: None also where a byte isn't what was written."""
     report = report_of(folder)
     if report is None:
         return None
-    hashes = read_json(folder / SUMMARY).get("xxh3_128", {})  # of an earlier version's entry it isn't known
-    damaged = [name for name, expected in hashes.items() if _hash(folder / name) != expected]
-    if damaged:
-        logger.warning(f"{folder / damaged[0]} is not what was written: the data are prepared again")
+    try:
+        hashes = read_json(folder / SUMMARY).get("xxh3_128", {})  # an earlier version's entry has none
+        intact = all(_hash(folder / name) == expected for name, expected in hashes.items())
+    except (OSError, ValueError):  # another process is making it again
         return None
-    return report
+    return report if intact else None
 
 
 def _hash(file: Path) -> str:

@@ -14,6 +14,7 @@ from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import ADAPTER_WEIGHTS, MASK
 from finetune.models.bases.hashes import remembered_sha256
 from finetune.models.bases.locate import Base, BaseNotFound, resolve_base, tokenizer_folder
+from finetune.models.bases.written import refuse_changed
 from finetune.models.classify import CLASSIFIER
 from finetune.models.device import choose_device, generators_kept
 from finetune.models.kernels.attention import choose_attention
@@ -44,10 +45,6 @@ class ModelTarget(Protocol):
     @property
     def base_sha256(self) -> str | None:
         """The fingerprint of the base's folder that the adapter was trained on."""
-
-    @property
-    def adapter_sha256(self) -> str | None:
-        """Of the adapter's weights, as its run left them."""
 
     @property
     def base_mask(self) -> str | None:
@@ -82,19 +79,9 @@ def unchanged_base(target: ModelTarget) -> Base:
             "mean with --base."
         )
     if target.adapter is not None:
-        _refuse_other_weights(target.adapter, target)
+        refuse_changed(target.adapter)
         refuse_other_mask(base, target.base_mask, target.description)
     return base
-
-
-def _refuse_other_weights(adapter: Path, target: ModelTarget) -> None:
-    written, path = target.adapter_sha256, adapter / ADAPTER_WEIGHTS
-    if written is not None and (found := remembered_sha256(path)) != written:
-        raise ModelError(
-            f"{path} is not what {target.description} wrote: its SHA-256 was {written}, and is {found}. Put "
-            "back a copy of it, or name the run's last checkpoint; if it was changed on purpose, name a copy "
-            "of its folder outside the run."
-        )
 
 
 def fingerprint_of(target: ModelTarget) -> dict[str, str]:

@@ -20,6 +20,7 @@ from finetune.models.bases.folder import (
     read_json,
     refuse_no_weights,
 )
+from finetune.models.bases.written import refuse_changed
 from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.paths import LOCK
 from finetune.runs.checkpoint import MARKER
@@ -62,8 +63,8 @@ class Result:
 def read_result(text: str) -> Result:
     """The result that a user names: a run, or the folder of an adapter, of a model or of GGUF files.
 
-    Raises CheckpointError for a run without a result; ModelError for what is no result, or isn't whole, and
-    for a file that holds a secret.
+    Raises CheckpointError for a run without a result; ModelError for what is no result, isn't whole, or isn't
+    what its run wrote, and for a file that holds a secret.
     """
     here = Path(text).expanduser().resolve()
     if not here.is_dir():
@@ -75,6 +76,8 @@ def read_result(text: str) -> Result:
         resolve_target(text)  # refuses a run without a result
         here = run.model if run.model.is_dir() else run.adapter
     kind = _kind_of(here, text)
+    if kind == "adapter":
+        refuse_changed(here)
     files, left_out = [], []
     for path in sorted(here.iterdir()):
         hidden = path.name.startswith(".")

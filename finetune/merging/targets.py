@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune.errors import MergeError
 from finetune.models.bases.folder import ADAPTER_CONFIG
+from finetune.models.bases.written import refuse_changed
 from finetune.runs.checkpoint import complete_checkpoints
 from finetune.runs.folder import open_run
 from finetune.runs.target import Target, on_base
@@ -14,11 +15,12 @@ from finetune.runs.target import Target, on_base
 def choose_target(text: str, base: str | Path | None) -> Target:
     """What RUN_OR_ADAPTER names, on the base that `base` names where it is given.
 
-    Raises MergeError for something without an adapter, and ModelError or CheckpointError as on_base
-    does.
+    Raises MergeError for something without an adapter, ModelError for one that is not what its run wrote, and
+    ModelError or CheckpointError as on_base does.
     """
     target = on_base(text, base)
     if target.adapter is not None:
+        refuse_changed(target.adapter)
         return target
     if (Path(text).expanduser() / ADAPTER_CONFIG).is_file():
         raise MergeError(

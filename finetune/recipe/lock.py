@@ -148,6 +148,7 @@ def read_lock(path: Path) -> Lock:
         "git",
         "origins",
         "rules",
+        "final",
     ):
         if not isinstance(values.get(name, {}), dict):
             raise _refused(path, f"not a lock: {name} is a {type(values[name]).__name__}")

@@ -271,6 +271,7 @@ def run_folder_at(path: Path) -> Iterator[RunFolder]:
                 f"{path} is there, and no run folder ({', '.join(strange[:3]) or 'no checkpoints folder'}): "
                 "name a folder that is not there, or a run's."
             ) from None
+    hold(path, run)
     try:
         yield run
     except BaseException:

@@ -28,7 +28,7 @@ from finetune.models.bases.folder import (
 from finetune.models.bases.hub import adapter_snapshot, description_of, is_hub_id
 from finetune.models.stored_quantization import DEQUANTIZABLE, NF4_DOUBLE, stored_quantization
 from finetune.recipe.heads import head_of_config
-from finetune.recipe.lock import ADAPTER_SHA256, Lock, read_lock
+from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import GgufBase, ModelSection
 from finetune.runs.checkpoint import MARKER, PREFIX, complete_checkpoints, verify_checkpoint
@@ -58,8 +58,6 @@ class Target:
     """How the base was quantised while it loaded, where the recipe is not known."""
     run: Path | None = None
     """The run folder that it comes from."""
-    adapter_sha256: str | None = None
-    """Of the adapter's weights, as a run left them; None where nothing says so."""
     named_in: str = "MODEL_OR_RUN"
     """Where the name of the base is written, for messages."""
     stored: str | None = None
@@ -208,10 +206,7 @@ def _run_target(run: RunFolder) -> Target:
         saved = [path.name for path in complete_checkpoints(run.checkpoints)]
         also = f", or name a checkpoint, {run.checkpoints / saved[-1]}" if saved else ""
         raise CheckpointError(f"{run.path} has no result yet: finish it with `{_resume(run)}`{also}.")
-    written = lock.final.get(ADAPTER_SHA256)
-    return _of_run(
-        run, lock, run.adapter, f"run {run.name}", run=run.path, adapter_sha256=written and str(written)
-    )
+    return _of_run(run, lock, run.adapter, f"run {run.name}", run=run.path)
 
 
 def _resume(run: RunFolder) -> str:

@@ -46,6 +46,7 @@ from finetune.models.bases.folder import MASK, read_config, read_json
 from finetune.models.bases.locate import Base, resolve_base
 from finetune.models.bases.pruned import is_pruned
 from finetune.models.bases.shapes import adapted_layers, check_weights
+from finetune.models.bases.written import refuse_changed
 from finetune.models.by_layer import empty_layers
 from finetune.models.device import Precision, choose_device, choose_precision
 from finetune.models.kernels.attention import choose_attention, shares_beginnings
@@ -242,13 +243,14 @@ def _check_continued(
     recipe: Recipe, base: Base, described: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Say where the adapter that is continued was trained on another base. Raises ModelError where it doesn't
-    fit this one.
+    fit this one, or is not what its run wrote.
 
     `described` is the base without its weights; the adapter is put on it.
     """
     grow_embeddings(described, len(tokenizer))
     continue_adapter(described, recipe.adapter, new_token_ids(recipe, tokenizer))
     folder = continued_folder(recipe.adapter)
+    refuse_changed(folder)
     if not (folder / ADAPTER_NOTES).is_file():
         return
     then, now = read_json(folder / ADAPTER_NOTES).get("base"), base.fingerprint()

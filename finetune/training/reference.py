@@ -19,6 +19,7 @@ from finetune.models.adapters.fit import refuse_other_task
 from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_adapter_config
 from finetune.models.bases.hashes import remembered_sha256
 from finetune.models.bases.locate import Base
+from finetune.models.bases.written import refuse_changed
 from finetune.models.device import choose_device
 from finetune.models.quantization import is_quantized
 from finetune.objectives import Objective
@@ -50,8 +51,8 @@ def check_reference(
     """The SHA-256 of an adapter that each step is measured from, for the run's lock; nothing where there is
     none, or its numbers are computed once and kept with the run.
 
-    Raises ModelError where the reference is an adapter that can't be one: it can't be loaded, or belongs to
-    another base or tokenizer.
+    Raises ModelError where the reference is an adapter that can't be one: it can't be loaded, is not
+    what its run wrote, or belongs to another base or tokenizer.
     """
     if not objective.recipe.objective.names_reference:
         return {}
@@ -60,6 +61,7 @@ def check_reference(
         raise ModelError(
             f"{KEY}: {target.description} is a whole model; expected a run or an adapter of model.base."
         )
+    refuse_changed(target.adapter)
     refuse_other_task(target.adapter, read_adapter_config(target.adapter), classifies=False)
     if target.base_sha256 is not None and not base.holds(target.base_sha256):
         raise ModelError(

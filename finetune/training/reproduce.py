@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from finetune.errors import CheckFailed, CheckpointError
+from finetune.models.bases.folder import ADAPTER_WEIGHTS
+from finetune.models.bases.written import refuse_changed
 from finetune.recipe.lock import START_HASH, Lock, read_lock
 from finetune.runs.folder import RunFolder
 from finetune.runs.plot import read_metrics
@@ -170,8 +172,10 @@ Results = tuple[dict[str, torch.Tensor], list[float]]
 
 
 def results_of(run: RunFolder) -> Results:
-    """What was trained, and each step's loss. Raises CheckpointError where a file is absent or damaged."""
-    adapter = run.adapter / "adapter_model.safetensors"
+    """What was trained, and each step's loss. Raises CheckpointError where a file is absent or damaged,
+    ModelError where the adapter is not what the run wrote."""
+    refuse_changed(run.adapter)
+    adapter = run.adapter / ADAPTER_WEIGHTS
     path = adapter if adapter.is_file() else run.model / "model.safetensors"
     try:
         weights = load_file(path)

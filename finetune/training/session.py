@@ -36,7 +36,7 @@ from finetune.runs.commands import shell_command
 from finetune.runs.compare import UNROUNDED_LOSS, is_metric
 from finetune.runs.folder import ANSWERS, VALUES, RunFolder, write_json
 from finetune.runs.tracking.base import SeveralTrackers, Tracker
-from finetune.runs.tracking.start import start_tracker
+from finetune.runs.tracking.start import trackers_started
 from finetune.training import build
 from finetune.training.batches import StreamFeed
 from finetune.training.build import Inputs
@@ -123,28 +123,27 @@ def open_session(
             tracker="none", samples=tracking.samples if trainer.engine.shards_weights else None
         )
     config = scrubbed_recipe(recipe.model_dump(mode="json"))
-    guards = {
-        name: start_tracker(name, tracking, lock.tracker_id, config, folder=run.path)
-        for name in tracking.trackers
-    }
-    tracker = SeveralTrackers(list(guards.values()))
-    progress = Progress(moves=inputs.member is None)
-    log = MetricsLog(run.metrics_path if group.is_main else None, trainer, tracker, progress.show)
-    trainer.add_callback(log)
-    if trainer.rollouts is not None and group.is_main:
-        trainer.add_callback(DrawnAnswers(trainer.rollouts, run.path / ANSWERS, tracker))
-    integrations = [add_integration(trainer, name, run.path, guard) for name, guard in guards.items()]
-    if tracking.samples is not None:
-        assert how is not None  # noqa: S101 - the rules refuse samples of a head
-        clock = log.restart
-        trainer.add_callback(
-            Samples(tracking.samples, trainer, inputs.tokenizer, run.samples_path, tracker, clock, group, how)
-        )
-    return TrainingSession(
-        run=run, lock=lock, inputs=inputs, group=group, checkpoint=checkpoint, trainer=trainer, best=best,
-        watched=watched, metrics=metrics, asked=how, tracker=tracker, integrations=integrations,
-        progress=progress,
-    )  # fmt: skip
+    with trackers_started(tracking, lock.tracker_id, config, folder=run.path) as guards:
+        tracker = SeveralTrackers(list(guards.values()))
+        progress = Progress(moves=inputs.member is None)
+        log = MetricsLog(run.metrics_path if group.is_main else None, trainer, tracker, progress.show)
+        trainer.add_callback(log)
+        if trainer.rollouts is not None and group.is_main:
+            trainer.add_callback(DrawnAnswers(trainer.rollouts, run.path / ANSWERS, tracker))
+        integrations = [add_integration(trainer, name, run.path, guard) for name, guard in guards.items()]
+        if tracking.samples is not None:
+            assert how is not None  # noqa: S101 - the rules refuse samples of a head
+            clock = log.restart
+            trainer.add_callback(
+                Samples(
+                    tracking.samples, trainer, inputs.tokenizer, run.samples_path, tracker, clock, group, how
+                )
+            )
+        return TrainingSession(
+            run=run, lock=lock, inputs=inputs, group=group, checkpoint=checkpoint, trainer=trainer, best=best,
+            watched=watched, metrics=metrics, asked=how, tracker=tracker, integrations=integrations,
+            progress=progress,
+        )  # fmt: skip
 
 
 def _trainer(
@@ -229,6 +228,7 @@ class TrainingSession:
             closing.callback(lambda: self.tracker.finish(self.summary.get("status", "failed")))
             for integration in self.integrations:
                 closing.callback(integration.finish)
+            closing.callback(self._upload)  # with its card, which is written when all is known
             closing.enter_context(self._recorded())
             closing.callback(self.progress.close)
             logger.info(f"run folder {self.run.path}")
@@ -238,8 +238,6 @@ class TrainingSession:
                     self._write_result()
                     with unrounded(self.trainer.model):
                         self._measure()
-                    if self.run.adapter.is_dir():
-                        self.tracker.upload(self.run.adapter)
         if self.summary["status"] == "stopped":
             why = "" if self._reason is None else f": {self._reason}"
             logger.info(
@@ -257,6 +255,7 @@ class TrainingSession:
                 known = self._summary("running", None)
                 self.run.write_summary(known | self.run.read_summary() | {"status": "running", "error": None})
             yield
+            self._write_summary(self._status, None)
         except KeyboardInterrupt:  # in the midst of a step: nothing more is saved
             self.broken_off = True
             self._write_summary("stopped", None)
@@ -264,7 +263,6 @@ class TrainingSession:
         except BaseException as error:
             self._write_summary("failed", f"{type(error).__name__}: {error}")
             raise
-        self._write_summary(self._status, None)
         if self._complete and self.group.is_main and self.recipe.train.save_every == NEVER:
             keep_newest(self.run.checkpoints, 0, None)
 
@@ -314,10 +312,13 @@ class TrainingSession:
         return found | {"asked": self.asked} | stopped
 
     def _write_summary(self, status: str, error_text: str | None) -> None:
-        self.summary = found = self._summary(status, error_text)
-        if not self.group.is_main:
-            return
-        if status == "finished":
+        found = self._summary(status, error_text)
+        if self.group.is_main:
+            self._write_outcome(found)
+        self.summary = found
+
+    def _write_outcome(self, found: dict[str, Any]) -> None:
+        if found["status"] == "finished":
             # Before the summary says so: a run that is finished is never gone on with.
             final = {name: value for name, value in found.items() if is_metric(name)}
             if self.trainer.values_hash:
@@ -330,6 +331,10 @@ class TrainingSession:
             if self.inputs.base.mask is None:  # whose card says what plain peft would do to it
                 write_result_card(self.run, self.lock, found)
         self.run.write_summary(found)
+
+    def _upload(self) -> None:
+        if self.summary.get("status") == "finished" and self.run.adapter.is_dir():
+            self.tracker.upload(self.run.adapter)
 
     def _take_steps(self) -> None:
         if self.checkpoint is None:

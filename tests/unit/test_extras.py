@@ -4,13 +4,14 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import files
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
 from finetune.errors import FinetuneError
-from finetune.extras import DISTRIBUTION, EXTRAS
+from finetune.extras import DISTRIBUTION, EXTRAS, is_installed
 from finetune.runs.plot import draw, save_png
 from finetune.scoring.metrics import known, metric_of
 
@@ -49,6 +50,20 @@ def test_the_extras_are_those_of_pyproject() -> None:
     for extra, modules in EXTRAS.items():
         assert [Requirement(line).name for line in declared[extra]] == list(modules.values())
     assert Requirement(declared["all"][0]).extras == set(EXTRAS)
+
+
+def test_a_module_that_is_asked_for_is_its_package_s_own() -> None:
+    """None is there because of another package: `opentelemetry` is of MLflow too."""
+    for modules in EXTRAS.values():
+        for module, package in modules.items():
+            if is_installed(module):
+                path = module.replace(".", "/")
+                held = {str(file) for file in files(package) or ()}
+                assert held & {f"{path}.py", f"{path}/__init__.py"}, module
+
+
+def test_a_module_of_a_package_that_is_absent_is_absent() -> None:
+    assert not is_installed("opentelemetry.of_nobody.http")
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])

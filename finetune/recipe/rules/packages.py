@@ -23,7 +23,8 @@ def check_packages(recipe: Recipe) -> None:
         )
     for tracker in recipe.tracking.trackers:
         if tracker in EXTRAS:
-            refuse_without(tracker, f"tracking.tracker {tracker}")
+            first = next(iter(EXTRAS[tracker]))  # MLflow's others are for its database, not for a server
+            refuse_without(first, f"tracking.tracker {tracker}")
     if isinstance(recipe.model.base, GgufBase | WheelBase):
         refuse_without("gguf", "model.base: a GGUF file")
 

@@ -87,8 +87,8 @@ class GuardedTracker:
     """A tracker that can't stop the training: the first failure is reported and the tracker left alone from
     then on."""
 
-    def __init__(self, inner: Tracker):
-        self.inner, self.failed = inner, False
+    def __init__(self, inner: Tracker, name: str):
+        self.inner, self.name, self.failed = inner, name, False
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Pass the metrics on, as long as the tracker works."""
@@ -114,7 +114,9 @@ class GuardedTracker:
             call()
         except Exception as error:  # noqa: BLE001 - whatever a tracker's library raises, training goes on; it is reported once
             self.failed = True
-            logger.warning(f"the tracker failed ({type(error).__name__}: {error}); metrics.jsonl continues")
+            logger.warning(
+                f"the tracker {self.name} failed ({type(error).__name__}: {error}); metrics.jsonl continues"
+            )
 
 
 class SeveralTrackers:

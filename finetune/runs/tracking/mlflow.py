@@ -5,6 +5,7 @@ The recipe is the run's parameters; see https://mlflow.org/docs/latest/ml/tracki
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,12 @@ logger = logging.getLogger(__name__)
 RUN = "finetune.run"
 """The tag by which a resumed run is found: MLflow gives its runs ids of its own."""
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-"""MLflow's own 120 s and seven tries would keep a thread busy for a quarter of an hour."""
+RETRIES, SECONDS = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+"""MLflow's own seven tries of 120 s would keep a thread busy for a quarter of an hour."""
 LONGEST_VALUE, LONGEST_TAG = 6000, 8000
 """Characters of a parameter and of a tag (mlflow.utils.validation)."""
+NAME, FOREIGN = re.compile(r"[A-Za-z0-9_-]+"), re.compile(r"[^A-Za-z0-9_/. :-]")
+"""A key that a parameter's name may have, and a character that no name in MLflow has: a reward's may."""
 BATCH = 100
 """Parameters at a time, at most (mlflow.utils.validation)."""
 
@@ -33,11 +36,14 @@ class MlflowTracker:
     def __init__(self, section: TrackingSection, run_id: str, recipe: dict[str, Any]):
         from mlflow import MlflowClient
 
-        for name, value in PATIENCE.items():
-            os.environ.setdefault(name, value)
+        os.environ.setdefault(RETRIES, "2")
+        if not section.upload_adapter:  # a server that stores an adapter answers when it has stored it
+            os.environ.setdefault(SECONDS, "20")
         self.section, self.client = section, MlflowClient()
         experiment = self._experiment(section.project)
-        found = self.client.search_runs([experiment], f"tags.`{RUN}` = '{run_id}'", max_results=1)
+        quote = '"' if "'" in run_id else "'"
+        asked = f"tags.`{RUN}` = {quote}{run_id}{quote}"
+        found = self.client.search_runs([experiment], asked, max_results=1)
         if found:
             self.run = found[0].info.run_id
             self.client.update_run(self.run, status="RUNNING")
@@ -63,13 +69,7 @@ class MlflowTracker:
     def _log_recipe(self, recipe: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
-        values = dict(flattened(recipe))
-        long = [name for name, value in values.items() if len(value) > LONGEST_VALUE]
-        if long:
-            logger.info(
-                f"MLflow has the first {LONGEST_VALUE} characters of {', '.join(long)}; the lock has them all"
-            )
-        params = [Param(name, value[:LONGEST_VALUE]) for name, value in values.items()]
+        params = [Param(name, value[:LONGEST_VALUE]) for name, value in flattened(recipe)]
         for start in range(0, len(params), BATCH):
             self.client.log_batch(self.run, params=params[start : start + BATCH])
 
@@ -78,8 +78,9 @@ class MlflowTracker:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
+        named = {FOREIGN.sub("_", name): value for name, value in metrics.items()}
         self.client.log_batch(
-            self.run, metrics=[Metric(name, value, now, step) for name, value in metrics.items()]
+            self.run, metrics=[Metric(name, value, now, step) for name, value in named.items()]
         )
 
     def log_samples(self, samples: Sequence[GeneratedSample], step: int) -> None:
@@ -108,9 +109,10 @@ def _tags(section: TrackingSection, run_id: str) -> dict[str, str]:
 
 
 def flattened(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """Each value that is set, by its path of keys; lists as they are written."""
+    """Each value that is set, by its path of keys; lists as they are written. So is a mapping with other keys
+    than names, such as a JSON schema's `$defs`: MLflow takes no parameter of such a name."""
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and all(map(NAME.fullmatch, value)):
             yield from flattened(value, f"{before}{key}.")
         elif value is not None:
             yield f"{before}{key}", str(value)
@@ -118,4 +120,10 @@ def flattened(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str
 
 def start_mlflow(section: TrackingSection, run_id: str, recipe: dict[str, Any]) -> Tracker:
     """MLflow in a thread of its own. Raises what keeps it from starting."""
-    return QueuedTracker(lambda: MlflowTracker(section, run_id, recipe), uploads=section.upload_adapter)
+    tracker = QueuedTracker(lambda: MlflowTracker(section, run_id, recipe), uploads=section.upload_adapter)
+    # Said here: a run that trains beside others hears its own thread.
+    if long := [name for name, value in flattened(recipe) if len(value) > LONGEST_VALUE]:
+        logger.info(
+            f"MLflow has the first {LONGEST_VALUE} characters of {', '.join(long)}; the lock has them all"
+        )
+    return tracker

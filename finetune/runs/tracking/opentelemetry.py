@@ -5,9 +5,12 @@ https://opentelemetry.io/docs/specs/otlp/ and, for the file,
 https://opentelemetry.io/docs/specs/otel/protocol/file-exporter/.
 """
 
+import logging
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,7 @@ from finetune.runs.tracking.queued import QueuedTracker
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricExporter, MetricsData
 
+EXPORTER = "opentelemetry.exporter.otlp.proto.http.metric_exporter"
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -41,8 +45,10 @@ class OpenTelemetryTracker:
         """Send a point of each metric. Raises ConnectionError where nobody took them."""
         from opentelemetry.sdk.metrics.export import MetricExportResult
 
-        if self.exporter.export(self._points(metrics | {"step": float(step)})) != MetricExportResult.SUCCESS:
-            raise ConnectionError(f"{' or '.join(ENDPOINTS)} takes no metrics")
+        with _in_place_of_printing() as said:
+            result = self.exporter.export(self._points(metrics | {"step": float(step)}))
+        if result != MetricExportResult.SUCCESS:
+            raise ConnectionError(f"{' or '.join(ENDPOINTS)} takes no metrics: {' '.join(said[:1])}")
 
     def _points(self, metrics: dict[str, float]) -> "MetricsData":
         # Not by the SDK's own gauges: they send each value again with every export.
@@ -73,6 +79,24 @@ class OpenTelemetryTracker:
     def finish(self, status: str) -> None:
         """Nothing is outstanding."""
         self.exporter.shutdown()
+
+
+@contextmanager
+def _in_place_of_printing() -> Iterator[list[str]]:
+    """What the exporter would say, a line for each try: it is the reason of one message of ours."""
+    said, thread = list[str](), threading.get_ident()
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.thread == thread:
+            said.append(record.getMessage())
+        return record.thread != thread
+
+    logger = logging.getLogger(EXPORTER)
+    logger.addFilter(keep)
+    try:
+        yield said
+    finally:
+        logger.removeFilter(keep)
 
 
 class _Lines:

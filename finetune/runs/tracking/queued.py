@@ -10,21 +10,24 @@ from finetune.runs.tracking.base import GeneratedSample, Tracker
 ANSWER_SECONDS = 30.0
 """How long a server may take to begin, and for what is outstanding at the end."""
 UPLOAD_SECONDS = 600.0
-"""How much longer it may take with an adapter."""
+"""How much longer it may take where an adapter was uploaded."""
 
 
 class QueuedTracker:
     """Starts a tracker, and makes its calls, in a thread; what failed there is raised by the next call."""
 
     def __init__(self, start: Callable[[], Tracker], *, uploads: bool = False):
-        """Raises what `start` raises, and TimeoutError where it takes longer than ANSWER_SECONDS."""
-        self.uploads = uploads
+        """Raises what `start` raises, and TimeoutError where it takes longer than ANSWER_SECONDS: what begins
+        later ends as failed."""
+        self.uploads, self.seconds = uploads, ANSWER_SECONDS
         self.calls: SimpleQueue[Callable[[Tracker], None] | None] = SimpleQueue()
         self.error: Exception | None = None
         self.started = threading.Event()
         self.thread = threading.Thread(target=self._work, args=(start,), name="tracker", daemon=True)
         self.thread.start()
         if not self.started.wait(ANSWER_SECONDS):
+            self.calls.put(lambda inner: inner.finish("failed"))
+            self.calls.put(None)
             raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s")
         self._raise_what_failed()
 
@@ -39,16 +42,16 @@ class QueuedTracker:
     def upload(self, adapter: Path) -> None:
         """Queue the adapter, where the recipe asks for it."""
         if self.uploads:
+            self.seconds += UPLOAD_SECONDS
             self._later(lambda inner: inner.upload(adapter))
 
     def finish(self, status: str) -> None:
         """Wait for what is outstanding. Raises TimeoutError where it takes too long; it is lost then."""
         self._later(lambda inner: inner.finish(status))
         self.calls.put(None)
-        seconds = ANSWER_SECONDS + UPLOAD_SECONDS * self.uploads
-        self.thread.join(seconds)
+        self.thread.join(self.seconds)
         if self.thread.is_alive():
-            raise TimeoutError(f"what was logged last has not arrived within {seconds:g} s")
+            raise TimeoutError(f"what was logged last has not arrived within {self.seconds:g} s")
         self._raise_what_failed()
 
     def _later(self, call: Callable[[Tracker], None]) -> None:

@@ -59,6 +59,19 @@ def test_a_damaged_entry_is_prepared_again(
     assert prepare(data, tokenizer, seed=0, cache=cached).from_cache
 
 
+def test_a_flipped_bit_is_said_once(
+    rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, cached = section(alpaca(rows / "rows.jsonl")), tmp_path / "cache"
+    prepare(data, tokenizer, seed=0, cache=cached)
+    (entry,) = whole_entries(cached)
+    flipped(entry / TRAIN)
+    prepare(data, tokenizer, seed=0, cache=cached)
+    assert [record.message for record in caplog.records if "not what was written" in record.message] == [
+        f"{entry} is not what was written: the data are prepared again"
+    ]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 200 kB."""

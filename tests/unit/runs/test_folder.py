@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import LaunchError
-from finetune.runs.folder import RUNNING, RunFolder, create_run, list_summaries
+from finetune.runs.folder import RUNNING, RunFolder, create_run, list_summaries, run_folder_at
 from finetune.runs.listing import chosen, parse_condition
 
 HOLD = """
@@ -52,6 +52,13 @@ def test_a_folder_in_which_no_run_began_makes_room(tmp_path: Path) -> None:
     (first.path / "notes.txt").touch()
     del first, second
     assert create_run(tmp_path, "run").name == "run-002"
+
+
+def test_a_folder_that_was_named_is_not_taken_before_its_run_begins(tmp_path: Path) -> None:
+    """Its data may be prepared for hours: meanwhile another run takes the next number."""
+    with run_folder_at(tmp_path / "run-001"):
+        assert create_run(tmp_path, "run").name == "run-002"
+        assert (tmp_path / "run-001").is_dir()
 
 
 def test_a_run_that_another_process_has_is_refused_until_that_ends(tmp_path: Path) -> None:

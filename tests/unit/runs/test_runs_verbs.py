@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune.cli import app as command_line
+from finetune.errors import RecipeError
 from finetune.recipe.lock import Lock, read_lock
 from finetune.runs.compare import compare
 from finetune.runs.folder import RunFolder
@@ -136,6 +137,13 @@ def test_a_lock_of_the_first_version_is_read(tmp_path: Path) -> None:
     assert read_lock(run.lock_path).origins == {}
     run.lock_path.write_text(text.replace("lock_version: 3", "lock_version: 4"))
     with pytest.raises(Exception, match="lock_version is 4; this version of finetune reads 1 and 2 and 3"):
+        read_lock(run.lock_path)
+
+
+def test_a_lock_whose_final_figures_are_no_table_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", loss=1.0)
+    run.lock_path.write_text(run.lock_path.read_text().replace("final: {}\n", "final: [1]\n"))
+    with pytest.raises(RecipeError, match="not a lock: final is a list"):
         read_lock(run.lock_path)
 
 

@@ -1,16 +1,20 @@
 """The real Trackio and wandb, offline: what was logged can be read back."""
 
 import re
+import socket
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from finetune.errors import TrackerError
 from finetune.recipe.schema.tracking import TrackingSection
+from finetune.runs.tracking import opentelemetry
 from finetune.runs.tracking import wandb as wandb_tracker
 from finetune.runs.tracking.base import GuardedTracker
-from finetune.runs.tracking.start import start_tracker
+from finetune.runs.tracking.start import start_tracker, trackers_started
 from finetune.runs.tracking.wandb_settings import wandb_mode
 from tests.support.messages import hearing
 from tests.support.wandb_server import wandb_server
@@ -82,6 +86,39 @@ def test_auto_mode_is_online_only_with_a_key(monkeypatch: pytest.MonkeyPatch) ->
     assert wandb_mode(TrackingSection(tracker="wandb")) == "online"
 
 
+def test_a_tracker_is_ended_where_another_can_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one's thread has come to its end when the second is refused."""
+    for name in ("WANDB_API_KEY", *opentelemetry.ENDPOINTS):
+        monkeypatch.delenv(name, raising=False)
+    section = TrackingSection(tracker=("opentelemetry", "wandb"), wandb_mode="online")
+    with (
+        pytest.raises(TrackerError, match="needs an account"),
+        trackers_started(section, "run-a", {}, folder=tmp_path),
+    ):
+        pass
+    assert "tracker" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_collector_that_is_not_there_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the reason, which the exporter by itself prints at each of its tries."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3")
+    tracker = start_tracker(
+        "opentelemetry", TrackingSection(tracker="opentelemetry"), "run-a", {}, folder=tmp_path
+    )
+    tracker.log({"train/loss": 1.0}, 1)
+    tracker.finish("finished")
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT takes no metrics: " in message
+    assert "Connection refused" in message
+
+
 class Broken:
     """A tracker whose disk is full."""
 
@@ -99,14 +136,14 @@ class Broken:
 def test_a_tracker_that_fails_in_mid_run_says_so_once() -> None:
     """The first failure is reported; training goes on, and the tracker isn't called again."""
     inner, said = Broken(), list[str]()
-    tracker = GuardedTracker(inner)
+    tracker = GuardedTracker(inner, "trackio")
     with hearing(said.append):
         for step in range(3):
             tracker.log({"train/loss": 1.0}, step)
         tracker.finish("finished")
     assert inner.calls == 1
     assert said == [
-        "warning: the tracker failed (OperationalError: database or disk is full); metrics.jsonl continues"
+        "warning: the tracker trackio failed (OperationalError: database or disk is full); metrics.jsonl continues"
     ]
 
 

@@ -41,6 +41,13 @@ def test_a_continued_adapter_is_compared_with_its_base(pairs: MakeRecipe, first:
     assert score == pytest.approx(column(again, "eval/reward_margin")[-1], rel=1e-3)
 
 
+def test_a_reference_that_is_not_what_its_run_wrote_is_refused(pairs: MakeRecipe, first: RunFolder) -> None:
+    path = first.adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    with pytest.raises(ModelError, match="is not what run first-001 wrote"):
+        start(pairs(objective={"kind": "dpo", "reference": str(first.adapter)}))
+
+
 @pytest.mark.parametrize("metrics", [[], ["reward_margin"]], ids=["before step 1", "and in training"])
 def test_where_an_adapter_started_stays_frozen(pairs: MakeRecipe, metrics: list[str]) -> None:
     """PiSSA with its base as the reference, also of metrics in training: the adapter that is written is the

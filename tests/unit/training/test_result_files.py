@@ -3,6 +3,7 @@ does not."""
 
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import CheckFailed, ModelError
+from finetune.hub.result import read_result
 from finetune.merging.merge import merge
+from finetune.merging.targets import choose_more
 from finetune.recipe.lock import read_lock
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import resolve_target
 from finetune.training import outputs as result
 from finetune.training import run as training
 from finetune.training import session
+from finetune.training.reproduce import results_of
 from tests.support.models import CHATML, save_tiny_llama
 from tests.support.processes import start
 from tests.support.recipes import MakeRecipe
 
+OTHER_WEIGHTS = "is not what run run-001 wrote: its SHA-256 was .* last checkpoint"
 SHORT: dict[str, Any] = {
     "micro_batch_size": 4, "precision": "fp32", "learning_rate": 1e-2, "max_steps": 1, "rehearsal": False,
     "save_every": 1,
@@ -212,25 +217,48 @@ def test_a_run_is_finished_last(make_recipe: MakeRecipe, monkeypatch: pytest.Mon
         with pytest.raises(OSError, match="No space left"):
             start(recipe)
     folder = RunFolder(Path(recipe.output.folder) / "run-001")
-    assert not folder.finished
+    assert folder.outcome()["status"] == "failed"
     training.resume(folder.path, recipe=None)
     assert folder.finished
     assert "FOLDER_OF_THE_ADAPTER" in (folder.adapter / "README.md").read_text()
     assert "train_loss" in read_lock(folder.lock_path).final
 
 
-def test_an_adapter_with_a_flipped_bit_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """What a run wrote and something changed since is neither merged nor answers; its checkpoint is there."""
+@pytest.fixture
+def flipped(make_recipe: MakeRecipe) -> RunFolder:
+    """A run with another bit in its adapter than it wrote."""
     run = start(make_recipe(train=SHORT))
     path = run.adapter / "adapter_model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(
-        ModelError, match=r"is not what run run-001 wrote: its SHA-256 was .* last checkpoint"
-    ):
-        merge(resolve_target(str(run.path)), tmp_path / "merged")
-    merge(resolve_target(str(run.checkpoints / "checkpoint-1")), tmp_path / "merged", check="none")
+    return run
+
+
+def test_an_adapter_with_a_flipped_bit_is_refused(flipped: RunFolder, tmp_path: Path) -> None:
+    """What a run wrote and something changed since is neither merged nor answers; its checkpoint is there."""
+    with pytest.raises(ModelError, match=OTHER_WEIGHTS):
+        merge(resolve_target(str(flipped.path)), tmp_path / "merged")
+    merge(resolve_target(str(flipped.checkpoints / "checkpoint-1")), tmp_path / "merged", check="none")
+
+
+def test_nothing_reads_an_adapter_with_a_flipped_bit(
+    flipped: RunFolder, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """It is neither pushed nor merged beside another one, nor trained further or compared with a run that
+    reproduces it; a copy outside the run, which its user may have changed, is pushed."""
+    run = str(flipped.path)
+    others: list[Callable[[], Any]] = [
+        lambda: read_result(run),
+        lambda: choose_more([run], None, resolve_target(run)),
+        lambda: start(make_recipe(adapter={"continue_from": str(flipped.adapter)})),
+        lambda: results_of(flipped),
+    ]
+    for read in others:
+        with pytest.raises(ModelError, match=OTHER_WEIGHTS):
+            read()
+    copy = shutil.copytree(flipped.adapter, tmp_path / "copy")
+    assert read_result(str(copy)).kind == "adapter"
 
 
 def test_what_an_adapter_says_of_itself_has_one_order(make_recipe: MakeRecipe) -> None:

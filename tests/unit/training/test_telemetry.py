@@ -1,5 +1,6 @@
 """Runs in MLflow and over OpenTelemetry: under our names, and never in a training's way."""
 
+import errno
 import json
 import shutil
 import socket
@@ -13,7 +14,7 @@ import pytest
 from finetune.errors import TrackerError
 from finetune.runs.folder import RunFolder
 from finetune.runs.tracking import queued
-from finetune.training import run
+from finetune.training import run, session
 from tests.support.mlflow_server import mlflow_server
 from tests.support.otlp import receiving
 from tests.support.processes import EXACT, start
@@ -46,6 +47,15 @@ def database(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if request.param == "a server":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", request.getfixturevalue("server"))
+    return mlflow.MlflowClient()
+
+
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """MLflow's client of a database in a working folder of its own."""
+    mlflow = pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/own.db")
     return mlflow.MlflowClient()
 
 
@@ -99,6 +109,32 @@ def test_mlflow_says_that_a_run_failed(
     with pytest.raises(RuntimeError, match="broken"):
         start(make_recipe(train=STEPS | {"rehearsal": False}, tracking={"tracker": "mlflow"}))
     assert only_run(database, "by the environment").info.status == "FAILED"
+
+
+@pytest.mark.long
+def test_an_adapter_is_uploaded_with_its_card(make_recipe: MakeRecipe, local: Any, tmp_path: Path) -> None:
+    """The one that the run folder has in the end, and not peft's empty form."""
+    tracking = {"tracker": "mlflow", "project": "card", "upload_adapter": True}
+    folder = start(make_recipe(train=STEPS | {"max_steps": 1}, tracking=tracking))
+    card = local.download_artifacts(only_run(local, "card").info.run_id, "adapter/README.md", str(tmp_path))
+    assert Path(card).read_text() == (folder.adapter / "README.md").read_text()
+
+
+@pytest.mark.long
+def test_a_run_that_could_not_be_finished_failed_for_its_tracker_too(
+    make_recipe: MakeRecipe, local: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when its card is written: the tracker says what the summary says."""
+
+    def no_room(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "README.md")
+
+    monkeypatch.setattr(session, "write_result_card", no_room)
+    recipe = make_recipe(train=STEPS | {"max_steps": 1}, tracking={"tracker": "mlflow", "project": "no room"})
+    with pytest.raises(OSError, match="No space left"):
+        start(recipe)
+    status = RunFolder(Path(recipe.output.folder) / "run-001").outcome()["status"]
+    assert (status, only_run(local, "no room").info.status) == ("failed", "FAILED")
 
 
 @pytest.mark.long
@@ -187,6 +223,6 @@ def test_a_silent_collector_holds_up_no_step(
     folder = start(make_recipe(train=STEPS, tracking={"tracker": "opentelemetry"}))
     assert folder.read_summary()["status"] == "finished"
     assert len(logged(folder, "train/loss")) == 4
-    said = "the tracker failed (TimeoutError: what was logged last has not arrived within 1 s)"
+    said = "the tracker opentelemetry failed (TimeoutError: what was logged last has not arrived within 1 s)"
     assert folder.log_path.read_text().count(said) == 1
     assert time.monotonic() - before < 60

@@ -1,0 +1,37 @@
+"""What MLflow is given, in a database of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.recipe.schema.tracking import TrackingSection
+from finetune.runs.tracking.mlflow import flattened, start_mlflow
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/own.db")
+    return mlflow.MlflowClient()
+
+
+def test_any_recipe_and_any_name_is_taken(client: Any) -> None:
+    """A JSON schema's own keys, a reward that is called "JSON?", and a recipe bob's.yaml; begun twice, it is
+    one run."""
+    section = TrackingSection(tracker="mlflow", project="odd")
+    schema = {"$defs": {"a": 1}, "type": "object"}
+    for _ in range(2):
+        tracker = start_mlflow(section, "bob's-001", {"objective": {"json_schema": schema}})
+        tracker.log({"train/rewards/JSON?": 0.5}, 1)
+        tracker.finish("finished")
+    [run] = client.search_runs([client.get_experiment_by_name("odd").experiment_id])
+    assert run.data.metrics == {"train/rewards/JSON_": 0.5}
+    assert run.data.params == {"objective.json_schema": str(schema)}
+
+
+def test_a_recipe_s_values_have_the_paths_of_their_keys() -> None:
+    values = {"train": {"max_steps": 4, "seed": None}, "tracking": {"tags": ["a"]}, "adapter": {}}
+    found = {"train.max_steps": "4", "tracking.tags": "['a']", "adapter": "{}"}
+    assert dict(flattened(values)) == found
