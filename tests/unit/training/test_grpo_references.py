@@ -79,9 +79,10 @@ def test_the_base_s_weights_are_there_once(asking: Asking, first: RunFolder) -> 
     assert all(weight.data_ptr() in own for weight in frozen)
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(asking: Asking, first: RunFolder) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(asking: Asking, first: RunFolder, tmp_path: Path) -> None:
     """With a reference of its own, whose hash is in the lock; with another one it doesn't go on."""
-    objective = OBJECTIVE | {"kl_weight": 0.1, "reference": str(first.adapter)}
+    reference = shutil.copytree(first.adapter, tmp_path / "reference")
+    objective = OBJECTIVE | {"kl_weight": 0.1, "reference": str(reference)}
     recipe = asking(objective=objective, train={"max_steps": 4})
     whole = start(recipe, "whole")
     with hearing(sending({"step 2/": [signal.SIGTERM]})):
@@ -91,7 +92,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(asking: Asking, first: RunFolder) -> 
     training.resume(stopped.path, recipe=None)
     assert_equal(adapter_of(stopped), adapter_of(whole))
     assert len(read_lock(whole.lock_path).reference["adapter"]) == 64
-    file = first.adapter / "adapter_model.safetensors"
+    file = reference / "adapter_model.safetensors"
     save_file({name: own * 2 for name, own in load_file(file).items()}, file, {"format": "pt"})
     with pytest.raises(CheckpointError, match="reference changed since this run was started: adapter then"):
         training.resume(kept, recipe=None)
