@@ -22,11 +22,9 @@ READABLE_VERSIONS = (1, 2, 3)
 """Version 1 lacks origins, git and the final metrics; versions 1 and 2 lack the rules."""
 ADAPTER_SHA256 = "adapter_sha256"
 """In `final`: of the adapter's weights, as they were written."""
-HEADER = "# Written by finetune; `finetune train --resume` and `finetune runs` read it. Don't edit it.\n"
-
-
 START_HASH = "start_hash"
-"""Of a lock's `final`: the hash of what trains before step 1, where the rows decide it (adapter.init)."""
+"""In `final`: of what trains before step 1, where the rows decide it (adapter.init)."""
+HEADER = "# Written by finetune; `finetune train --resume` and `finetune runs` read it. Don't edit it.\n"
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 SECONDS = 120
+
+
+def own_database(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """MLflow's client of a database in a working folder."""
+    mlflow = pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/own.db")
+    return mlflow.MlflowClient()
 
 
 def answers(port: int) -> bool:

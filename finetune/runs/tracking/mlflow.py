@@ -33,13 +33,13 @@ BATCH = 100
 class MlflowTracker:
     """A run of MLflow, or the one that has this id already."""
 
-    def __init__(self, section: TrackingSection, run_id: str, recipe: dict[str, Any]):
+    def __init__(self, section: TrackingSection, run_id: str, params: Mapping[str, str]):
         from mlflow import MlflowClient
 
         os.environ.setdefault(RETRIES, "2")
         if not section.upload_adapter:  # a server that stores an adapter answers when it has stored it
             os.environ.setdefault(SECONDS, "20")
-        self.section, self.client = section, MlflowClient()
+        self.client = MlflowClient()
         experiment = self._experiment(section.project)
         quote = '"' if "'" in run_id else "'"
         asked = f"tags.`{RUN}` = {quote}{run_id}{quote}"
@@ -51,7 +51,7 @@ class MlflowTracker:
         self.run = self.client.create_run(
             experiment, tags=_tags(section, run_id), run_name=run_id
         ).info.run_id
-        self._log_recipe(recipe)
+        self._log_params(params)
 
     def _experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -66,10 +66,10 @@ class MlflowTracker:
                     raise
         return str(found.experiment_id)
 
-    def _log_recipe(self, recipe: dict[str, Any]) -> None:
+    def _log_params(self, values: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
-        params = [Param(name, value[:LONGEST_VALUE]) for name, value in flattened(recipe)]
+        params = [Param(name, value[:LONGEST_VALUE]) for name, value in values.items()]
         for start in range(0, len(params), BATCH):
             self.client.log_batch(self.run, params=params[start : start + BATCH])
 
@@ -91,8 +91,7 @@ class MlflowTracker:
 
     def upload(self, adapter: Path) -> None:
         """The adapter's folder as artifacts of the run."""
-        if self.section.upload_adapter:
-            self.client.log_artifacts(self.run, str(adapter), "adapter")
+        self.client.log_artifacts(self.run, str(adapter), "adapter")
 
     def finish(self, status: str) -> None:
         """End the run as what it is."""
@@ -120,9 +119,10 @@ def flattened(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str
 
 def start_mlflow(section: TrackingSection, run_id: str, recipe: dict[str, Any]) -> Tracker:
     """MLflow in a thread of its own. Raises what keeps it from starting."""
-    tracker = QueuedTracker(lambda: MlflowTracker(section, run_id, recipe), uploads=section.upload_adapter)
+    params = dict(flattened(recipe))
+    tracker = QueuedTracker(lambda: MlflowTracker(section, run_id, params), uploads=section.upload_adapter)
     # Said here: a run that trains beside others hears its own thread.
-    if long := [name for name, value in flattened(recipe) if len(value) > LONGEST_VALUE]:
+    if long := [name for name, value in params.items() if len(value) > LONGEST_VALUE]:
         logger.info(
             f"MLflow has the first {LONGEST_VALUE} characters of {', '.join(long)}; the lock has them all"
         )

@@ -21,6 +21,7 @@ from finetune.models.kernels.install import install_fast_path
 from finetune.models.load import load_model
 from finetune.models.safetensors import StoredWeights
 from finetune.recipe.schema.adapter import AdapterSection
+from tests.support.kept import kept_bytes
 from tests.support.lora import difference, outcome
 from tests.support.models import save_tiny_llama
 
@@ -266,17 +267,7 @@ def test_less_is_kept_for_the_backward_pass(tiny_base: Path) -> None:
     """Not half of what peft's own layers keep, weights aside."""
     kept = []
     for model in both(tiny_base, torch.float32):
-        known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        found: dict[int, int] = {}
-
-        def keep(
-            tensor: torch.Tensor, known: set[int] = known, found: dict[int, int] = found
-        ) -> torch.Tensor:
-            if tensor.untyped_storage().data_ptr() not in known:
-                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with kept_bytes(model.parameters()) as found:
             logits = model(input_ids=torch.arange(3, 303).view(1, 300)).logits  # noqa: F841 - its graph holds what is kept
         kept.append(sum(found.values()))
     assert kept[1] < 0.5 * kept[0]

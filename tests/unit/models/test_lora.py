@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.kernels.lora import FusedLora, Layer, factors_of
 from finetune.models.kernels.mlp import Mlp
+from tests.support.kept import kept_bytes
 from tests.support.lora import adapted, difference, outcome
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -123,19 +124,9 @@ def test_the_fast_path_keeps_less_for_the_backward_pass(tiny_base: Path) -> None
     kept = []
     for fuse in (True, False):
         model = adapted(tiny_base, torch.bfloat16)
-        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         if fuse:
             install_fast_path(model)
-        found: dict[int, int] = {}
-
-        def keep(
-            tensor: torch.Tensor, weights: set[int] = weights, found: dict[int, int] = found
-        ) -> torch.Tensor:
-            if tensor.untyped_storage().data_ptr() not in weights:
-                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with kept_bytes(model.parameters()) as found:
             logits = model(input_ids=torch.arange(3, 303).view(1, 300)).logits  # noqa: F841 - its graph holds what is kept
         kept.append(sum(found.values()))
     assert kept[0] < 0.7 * kept[1]

@@ -11,6 +11,7 @@ from finetune.errors import ModelError
 from finetune.models.batch import packed_batch, sequence_part
 from finetune.models.kernels.sequence_parallel import heads_of, refuse_unsplittable, split_rows
 from tests.support.families import loaded, rows, save_tiny_family, tiny_config, with_adapter, without_rounding
+from tests.support.kept import kept_bytes
 
 PROCESSES = 2
 CASES: dict[str, dict[str, Any]] = {
@@ -54,16 +55,8 @@ def test_the_parts_of_a_row_are_the_row() -> None:
 def outcome(model: Any, batch: dict[str, Any]) -> tuple[dict[str, torch.Tensor], int]:
     """The loss and the gradients of what is trained; and the bytes that are kept for the backward pass, weights
     aside."""
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_bytes(model.parameters()) as kept:
         loss = model(**batch, num_items_in_batch=30).loss
-    for weight in model.parameters():
-        kept.pop(weight.untyped_storage().data_ptr(), None)
     loss.backward()
     found = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
     return {"loss": loss.detach(), **found}, sum(kept.values())

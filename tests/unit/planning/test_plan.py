@@ -27,6 +27,7 @@ from finetune.planning.plan import cheapest_change, job_of, plan
 from finetune.recipe.rules.objective import with_objective_defaults
 from finetune.recipe.schema import Recipe
 from tests.support.families import save_tiny_family
+from tests.support.kept import kept_bytes
 from tests.support.processes import trainer_of
 from tests.support.recipes import MakeRecipe
 
@@ -48,20 +49,9 @@ def kept_by_torch(recipe: Recipe, folder: Path) -> tuple[float, int]:
     trainer = trainer_of(recipe, folder, None)
     model: Any = trainer.model
     model.train()
-    known = {parameter.untyped_storage().data_ptr() for parameter in (*model.parameters(), *model.buffers())}
     largest = (0.0, 0)
     for batch, _ in zip(trainer.get_train_dataloader(), range(20), strict=False):
-        held: dict[int, int] = {}
-
-        def saved(tensor: torch.Tensor, held: dict[int, int] = held) -> torch.Tensor:
-            if tensor.untyped_storage().data_ptr() not in known:
-                held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with (
-            trainer.accelerator.autocast(),
-            torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor),
-        ):
+        with trainer.accelerator.autocast(), kept_bytes((*model.parameters(), *model.buffers())) as held:
             trainer.compute_loss(model, dict(batch), num_items_in_batch=10)
         largest = max(largest, (float(sum(held.values())), batch["input_ids"].numel()))
     return largest

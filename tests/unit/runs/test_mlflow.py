@@ -7,14 +7,12 @@ import pytest
 
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.runs.tracking.mlflow import flattened, start_mlflow
+from tests.support.mlflow_server import own_database
 
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    mlflow = pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/own.db")
-    return mlflow.MlflowClient()
+    return own_database(tmp_path, monkeypatch)
 
 
 def test_any_recipe_and_any_name_is_taken(client: Any) -> None:

@@ -34,6 +34,7 @@ from finetune.training import build
 from finetune.training.many import problem_of
 from finetune.training.reproduce import reproduce
 from tests.support.adapters import make_adapter
+from tests.support.kept import kept_bytes
 from tests.support.processes import EXACT, start
 from tests.support.recipes import MakeRecipe, found
 
@@ -200,16 +201,8 @@ def test_lora_ga_s_pass_keeps_what_the_plan_says(make_recipe: MakeRecipe) -> Non
     recipe = make_recipe(adapter={"rank": 4, "init": "lora_ga"})
     inputs = build.build_inputs(recipe)
     model = attach(build.load_base(recipe, inputs), AdapterSection(rank=4))
-    known = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
-    held: dict[int, int] = {}
-
-    def saved(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in known:
-            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
     sums, rows = GradientSums(model), [row_of(64, seed) for seed in range(4)]
-    with sums.summing(), torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+    with sums.summing(), kept_bytes((*model.parameters(), *model.buffers())) as held:
         sums.add(rows, 0)
     shape = read_shape(read_config(Path(str(recipe.model.base))))
     job = job_of(recipe, shape, load_of(recipe), "fp32", gpus=1, device="cpu")

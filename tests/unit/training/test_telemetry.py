@@ -15,7 +15,7 @@ from finetune.errors import TrackerError
 from finetune.runs.folder import RunFolder
 from finetune.runs.tracking import queued
 from finetune.training import run, session
-from tests.support.mlflow_server import mlflow_server
+from tests.support.mlflow_server import mlflow_server, own_database
 from tests.support.otlp import receiving
 from tests.support.processes import EXACT, start
 from tests.support.recipes import MakeRecipe
@@ -53,10 +53,7 @@ def database(
 @pytest.fixture
 def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """MLflow's client of a database in a working folder of its own."""
-    mlflow = pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/own.db")
-    return mlflow.MlflowClient()
+    return own_database(tmp_path, monkeypatch)
 
 
 def only_run(client: Any, experiment: str) -> Any:
