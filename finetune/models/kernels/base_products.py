@@ -8,24 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from finetune.models.kernels.fp8 import fp8_of, rounded_rows
 from finetune.models.quantization import dequantize_int8
-
-
-def base_outputs(x: torch.Tensor, bases: Sequence[nn.Linear]) -> list[torch.Tensor]:
-    """x W^T + b (T x O) of each layer for their one input x (T x I)."""
-    rounded = rounded_rows(x) if any(map(fp8_of, bases)) else None
-    outputs = []
-    for base in bases:
-        bias, fp8 = bias_of(base, x.dtype), fp8_of(base)
-        if fp8 is None or rounded is None:
-            outputs.append(functional.linear(x, base_weight(base, x.dtype), bias))
-        else:
-            output = fp8.output(rounded, x.dtype)
-            outputs.append(output if bias is None else output.add_(bias))
-    return outputs
 
 
 def add_base_outputs(totals: Sequence[torch.Tensor], x: torch.Tensor, bases: Sequence[nn.Linear]) -> None:

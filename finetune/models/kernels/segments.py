@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from finetune.models.kernels.base_products import base_gradient, base_outputs
+from finetune.models.kernels.base_products import add_base_outputs, base_gradient, bias_of
 from finetune.models.kernels.lora import (
     Layer,
     Multiplied,
@@ -136,7 +136,12 @@ def products(
     x: torch.Tensor, bases: Sequence[nn.Linear], segments: Sequence[AdapterSegment]
 ) -> tuple[list[torch.Tensor], Kept]:
     """The layers' outputs (T x O each) for x (T x I), and what the backward pass needs of each segment."""
-    outputs = base_outputs(x, bases)
+    outputs = []
+    for base in bases:
+        bias = bias_of(base, x.dtype)
+        outputs.append(x.new_zeros(len(x), base.out_features))
+        if bias is not None:
+            outputs[-1].add_(bias)
     kept: Kept = []
     for segment in segments:
         own = x[segment.tokens]
@@ -146,6 +151,7 @@ def products(
         for number, b, part in parts:
             outputs[number][segment.tokens].addmm_(part, b.T)
         kept.append((low, mask))
+    add_base_outputs(outputs, x, bases)
     return outputs, kept
 
 
