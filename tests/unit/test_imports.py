@@ -153,6 +153,55 @@ def test_imports_follow_the_arrows() -> None:
     assert not wrong
 
 
+OURS = ("finetune", "data_prep", "tests", "benchmarks")
+
+
+@cache
+def names_in(path: Path) -> set[str]:
+    """What a module defines or imports, anywhere in it."""
+    nodes = list(ast.walk(parsed(path)))
+    bound = {
+        alias.asname or alias.name
+        for node in nodes
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    bound |= {
+        (alias.asname or alias.name).partition(".")[0]
+        for node in nodes
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    bound |= {
+        node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    return bound | {
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name of ours is a module, or is in one. Where a module has a __getattr__, that answers."""
+    module, _, member = name.rpartition(".")
+    folder = ROOT.joinpath(*name.split("."))
+    if folder.is_dir() or folder.with_suffix(".py").is_file():
+        return True
+    home = ROOT.joinpath(*module.split("."))
+    path = home / "__init__.py" if home.is_dir() else home.with_suffix(".py")
+    return path.is_file() and bool({member, "__getattr__"} & names_in(path))
+
+
+def test_what_is_imported_exists() -> None:
+    """In tests, benchmarks and examples too, which no type checker reads."""
+    everything = [path for folder in (*OURS, "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert not [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in everything
+        for line, name in imports_of(path)
+        if name.partition(".")[0] in OURS and not exists(name)
+    ]
+
+
 LIGHT = [
     "data_prep.config", "data_prep", "finetune", "finetune.recipe.lock", "finetune.recipe.load",
     "finetune.engines.registry", "finetune.engines.base", "finetune.engines.single", "finetune.engines.ddp",

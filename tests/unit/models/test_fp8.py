@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from finetune.errors import ModelError
 from finetune.models.device import Precision
 from finetune.models.kernels import fp8, ops
-from finetune.models.kernels.base_products import base_gradient, base_outputs
+from finetune.models.kernels.base_products import add_base_outputs, base_gradient
 from finetune.models.kernels.fp8 import (
     E4M3,
     Fp8Weight,
@@ -134,7 +134,8 @@ def test_a_gpu_multiplies_8_bit_numbers(triton: bool, monkeypatch: pytest.Monkey
             base.fp8 = Fp8Weight(torch.empty(base.weight.shape, dtype=torch.bfloat16))  # type: ignore[assignment]
         bases[0].bias = torch.nn.Parameter(torch.empty(64, dtype=torch.bfloat16))
         with called, torch.no_grad():
-            outputs = base_outputs(torch.empty(37, 64, dtype=torch.bfloat16), bases)
+            outputs = [torch.empty(37, base.out_features, dtype=torch.bfloat16) for base in bases]
+            add_base_outputs(outputs, torch.empty(37, 64, dtype=torch.bfloat16), bases)
             back = base_gradient(outputs, bases)
     assert [tuple(output.shape) for output in outputs] == [(37, 64), (37, 32), (37, 32)]
     assert (back.shape, back.dtype, back.device.type) == ((37, 64), torch.bfloat16, "cuda")
