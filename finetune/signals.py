@@ -3,6 +3,7 @@ first moment."""
 
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 SAVE = signal.SIGUSR2
 """Save a checkpoint and go on."""
 NOTHING, SAVING, STOPPING = range(3)
+PR_SET_PDEATHSIG = 1
 INTERRUPTED, STOPPED = 130, 75
 """Exit codes: ended by Ctrl-C, as shells count it; ended by another signal, to be started again (EX_TEMPFAIL
 of sysexits.h)."""
@@ -157,6 +159,15 @@ def listening(grace_seconds: float | None = None) -> Iterator[Requests]:
         for name, handler in previous.items():
             signal.signal(name, signal.SIG_IGN if deaf else handler)
         _listening = None
+
+
+def come_when_parent_ends(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when the one that started it ends, however that happens
+    (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def hold() -> None:

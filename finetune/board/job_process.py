@@ -1,7 +1,8 @@
 """The process around a command of the board: python -m finetune.board.job_process JOB.
 
 It passes signals on, waits, and writes the exit code, so that no board needs to be there when the command
-ends. It has the lock of JOB/process from whoever started it: while it lives the lock is held.
+ends; where it is killed itself, the command is asked to stop. It has the lock of JOB/process from whoever
+started it: while it lives the lock is held.
 """
 
 import json
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 from data_prep.disk import append_own, read_json, write_private
+from finetune import signals
 from finetune.errors import FinetuneError
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -28,7 +30,7 @@ def main(folder: Path) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_unblock,
+                preexec_fn=_begin,
             )
         except OSError as error:  # words that are too long, a folder that is gone
             output.write(f"error: the command can't be started: {error}\n")
@@ -39,6 +41,12 @@ def main(folder: Path) -> None:
             _unblock()
             code = command.wait()
     write_private(folder / "exit.json", json.dumps({"code": code}))
+
+
+def _begin() -> None:
+    """Of the command: whoever kills this process doesn't leave it behind, with nobody to say how it ends."""
+    signals.come_when_parent_ends(signal.SIGTERM)
+    _unblock()
 
 
 def _unblock() -> None:

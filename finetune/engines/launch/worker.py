@@ -1,7 +1,6 @@
 """What a process does because a launcher started it: it ends with it, leaves it the terminal, says why it
 failed."""
 
-import ctypes
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ import time
 from pathlib import Path
 
 from data_prep.disk import make_private, open_own
-from finetune import environment
+from finetune import environment, signals
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where torch's agent looks for a failed process's reason."""
@@ -19,16 +18,13 @@ PROGRAM = ("-P", "-m", "finetune")
 """How Python starts this program; by -P a finetune.py or data_prep of the working folder is not taken for
 it."""
 
-PR_SET_PDEATHSIG = 1
-
 
 def end_with_launcher() -> None:
     """Have the kernel kill this process when the one that started it ends, however that happens (Linux).
 
     Otherwise kill -9 of a launcher, or the lack of memory, leaves processes that train on and hold the GPUs.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signals.come_when_parent_ends(signal.SIGKILL)
 
 
 def leave_terminal() -> None:
