@@ -9,6 +9,7 @@ RUN/
   metrics.jsonl      one line per log, {"step": ..., "train/loss": ...}
   samples.jsonl      what the model wrote to the recipe's prompts, {"step": ..., "prompt": ..., "answer": ...}
   document_values.safetensors   what the objective computed of each document before step 1, if it does
+  document_values.begun/   the same while it is computed
   predictions/       answers to evaluation rows, {"place": ..., "asked": ..., "answer": ..., ...}
   summary.json       the outcome, for lists
   run.log            what was printed
@@ -57,6 +58,7 @@ ADAPTER_NOTES = "finetune.json"
 should it be moved."""
 RUNNING = ".running"
 VALUES = "document_values.safetensors"
+BEGUN_VALUES = "document_values.begun"
 ANSWERS = "answers.jsonl"
 """Answers that were learned from, with their rewards."""
 JOB = "job"
@@ -67,7 +69,7 @@ TELEMETRY = "telemetry.jsonl"
 OWN_NAMES = frozenset({
     LOCK, "adapter", "adapter.failed", "model", "model.failed", "merged", "checkpoints", "metrics.jsonl",
     "samples.jsonl", "data.json", "plan.json", "summary.json", "run.log", "logs", WANDB, "tensorboard",
-    "predictions", RUNNING, VALUES, ANSWERS, JOB, TELEMETRY,
+    "predictions", RUNNING, VALUES, BEGUN_VALUES, ANSWERS, JOB, TELEMETRY,
 })  # fmt: skip
 """What may stand in a run folder; `finetune runs rm` deletes nothing else."""
 

@@ -115,7 +115,7 @@ def open_session(
         trainer.add_callback(MemoryCheck(trainer, recipe))
     if inputs.objective.values_per_document:
         reference = partial(reference_model, trainer, partial(build.load_base, recipe, inputs))
-        trainer.add_callback(DocumentValues(trainer, run.path / VALUES, reference))
+        trainer.add_callback(DocumentValues(trainer, run.path / VALUES, reference, requests))
     # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
     tracking = TrackingSection.model_validate(scrubbed_values(recipe.tracking.model_dump(mode="json")))
     if not group.is_main:

@@ -1,27 +1,27 @@
 """What an objective computes of each document before step 1: once for a run, kept in its folder, read when it
 is resumed."""
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from data_prep.disk import read_regular, write_private
 from data_prep.table.documents import Document
+from finetune import signals
 from finetune.errors import CheckpointError, TrainingError
 from finetune.models.loss import IGNORE_INDEX
+from finetune.runs.folder import BEGUN_VALUES
 from finetune.training.batches import TableFeed
+from finetune.training.checkpoints.begun_values import BegunValues
+from finetune.training.checkpoints.numbers_file import hash_of, read_numbers, write_numbers
 from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,8 @@ Batches = Iterable[tuple[list[int], dict[str, Any]]]
 """Each with the numbers of its documents."""
 
 SECONDS_BETWEEN_LINES = 60.0
-
-DIGEST = "sha256"
-"""In the file's metadata: of its content without any."""
+SECONDS_BETWEEN_SAVES = 300.0
+"""What a kill may lose."""
 BYTES_OF_NAMES = 1 << 16
 """More than a safetensors header with two tensors takes."""
 
@@ -46,11 +45,16 @@ class DocumentValues(TrainerCallback):
     mode."""
 
     def __init__(
-        self, trainer: ExactTrainer, path: Path, reference: Callable[[], AbstractContextManager[nn.Module]]
+        self,
+        trainer: ExactTrainer,
+        path: Path,
+        reference: Callable[[], AbstractContextManager[nn.Module]],
+        requests: signals.Requests,
     ):
-        """`path` is the run's file for them, `reference` opens the model that computes them."""
-        self.reference = reference
-        self.told, self.left = 0.0, 0
+        """`path` is the run's file for them, `reference` opens the model that computes them, `requests` may
+        ask for the end."""
+        self.reference, self.requests = reference, requests
+        self.told, self.kept, self.left = 0.0, 0.0, 0
         assert isinstance(trainer.feed, TableFeed)  # noqa: S101 - the objective's rules refuse streams
         self.trainer, self.feed, self.path = trainer, trainer.feed, path
 
@@ -58,7 +62,7 @@ class DocumentValues(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Compute them, or read what an earlier start computed. Raises CheckpointError where a resumed run
-        has lost them."""
+        has lost them, KeyboardInterrupt where a signal asked for the end."""
         documents = self.documents()
         found = self._kept(documents, may_be_made=state.global_step == 0)
         if found is None and state.global_step:
@@ -74,7 +78,7 @@ class DocumentValues(TrainerCallback):
                 found = found or self._made(documents, model)
                 self._give(found)
                 self._check(model)
-        before, self.trainer.values_hash = self.trainer.values_hash, sha256(save(found)).hexdigest()
+        before, self.trainer.values_hash = self.trainer.values_hash, hash_of(found)
         if before not in ("", self.trainer.values_hash):
             raise CheckpointError(
                 f"{self.path} has changed: what it holds has SHA-256 {self.trainer.values_hash}, and had "
@@ -116,16 +120,20 @@ class DocumentValues(TrainerCallback):
     def _made(self, documents: dict[str, Sequence[Document]], model: nn.Module) -> dict[str, np.ndarray]:
         """What the model gives of the documents, which is kept."""
         started, count = time.perf_counter(), sum(map(len, documents.values()))
-        self.told, self.left = started, count
-        found = {
-            name: self._computed(rows, model, self._in_training(name)) for name, rows in documents.items()
-        }
+        # A document may be among those that the first epoch doesn't have, and so in two parts.
+        most = BYTES_OF_NAMES + 2 * count * 8 * (self.trainer.objective.values_per_document + 1)
+        begun = BegunValues(self.path.with_name(BEGUN_VALUES), self.trainer.group, most)
+        if begun.batches.total():
+            logger.info("continuing to compute what the objective needs where an earlier start was")
+        self.told, self.kept, self.left = started, started, count
+        found = {name: self._computed(name, rows, model, begun) for name, rows in documents.items()}
         logger.info(
             f"computed what the objective needs of {count:,} documents in "
             f"{time.perf_counter() - started:.1f} s"
         )
         if self.trainer.group.is_main:
-            write_private(self.path, save(found, {DIGEST: sha256(save(found)).hexdigest()}))
+            write_numbers(self.path, found)
+            begun.remove()
         return found
 
     def _give(self, found: dict[str, np.ndarray]) -> None:
@@ -159,30 +167,48 @@ class DocumentValues(TrainerCallback):
             return ()
         return self.feed.first_epoch(counterparts=name == "train_counterparts")
 
-    def _computed(self, documents: Sequence[Document], model: nn.Module, batches: Batches) -> np.ndarray:
+    def _computed(
+        self, name: str, documents: Sequence[Document], model: nn.Module, begun: BegunValues
+    ) -> np.ndarray:
         """The numbers of each document (N x K), by all processes together: in the batches in which the first
         epoch has them, since rounding depends on what is computed beside, and the others by themselves."""
-        found, times = torch.from_numpy(self._zeros(documents)), torch.zeros(len(documents), 1).double()
-        for rows, values in self._values(batches, model):
-            found[rows], times[rows] = values, 1.0
-        found, times = self.trainer.reduced(found).double(), self.trainer.reduced(times).double()
+        found, times = self._part(name, len(documents), self._in_training(name), model, begun)
         rest = times[:, 0].eq(0).nonzero()[:, 0]
         if len(rest):
             others = self.trainer.batches_of([documents[row] for row in rest.tolist()])
-            extra = torch.zeros(len(rest), found.shape[1], dtype=torch.float64)
-            for rows, values in self._values(others, model):
-                extra[rows] = values
-            found[rest] = self.trainer.reduced(extra).double()
+            found[rest], times[rest] = self._part(f"{name}, the rest", len(rest), others, model, begun)
         return (found / times.clamp(min=1)).numpy()
 
-    def _values(self, batches: Batches, model: nn.Module) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
-        """The numbers of each batch, with a line a minute that says how many documents are left."""
-        for rows, values in self.trainer.computed("values", batches, model):
-            yield rows, values
-            self.left = max(0, self.left - len(rows) * self.trainer.group.world_size)
-            if time.perf_counter() - self.told > SECONDS_BETWEEN_LINES:
-                self.told = time.perf_counter()
-                logger.info(f"computing what the objective needs: some {self.left:,} documents are left")
+    def _part(
+        self, name: str, count: int, batches: Batches, model: nn.Module, begun: BegunValues
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sums of the processes' numbers of each of so many documents (N x K), and how many have computed
+        it (N x 1), after all batches of this process; a line a minute says how many documents are left."""
+        group = self.trainer.group
+        held = begun.numbers(name, (count, self.trainer.objective.values_per_document + 1))
+        self.left -= int(held[:, -1].sum()) * group.world_size
+        for batch in islice(batches, begun.batches[name], None):
+            for rows, values in self.trainer.computed("values", [batch], model):
+                held[rows] = np.concatenate([values, np.ones((len(rows), 1))], axis=1)
+                self.left -= len(rows) * group.world_size
+            begun.batches[name] += 1
+            self._look_up(begun)
+        total = self.trainer.reduced(torch.tensor(held)).double()
+        return total[:, :-1], total[:, -1:]
+
+    def _look_up(self, begun: BegunValues) -> None:
+        """Between two batches: say what is left, keep what there is, end where a signal asks for it."""
+        now = time.perf_counter()
+        if now - self.told > SECONDS_BETWEEN_LINES:
+            self.told = now
+            logger.info(f"computing what the objective needs: some {max(0, self.left):,} documents are left")
+        asked = signals.SAVING if now - self.kept > SECONDS_BETWEEN_SAVES else signals.NOTHING
+        asked = self.trainer.group.most(asked if self.requests.stop is None else signals.STOPPING)
+        if asked:
+            self.kept = now
+            begun.keep()
+        if asked == signals.STOPPING:
+            raise self.requests.ending()
 
     def _zeros(self, documents: Sequence[Document]) -> np.ndarray:
         return np.zeros((len(documents), self.trainer.objective.values_per_document))
@@ -190,20 +216,8 @@ class DocumentValues(TrainerCallback):
     def _read(self, expected: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the file has, which must be of these shapes, and what was written."""
         most = BYTES_OF_NAMES + sum(own.nbytes for own in expected.values())
-        try:
-            content = read_regular(self.path, most)
-            found = load(content)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.path} can't be read: {error}.") from error
+        found = read_numbers(self.path, most)
         shapes = [{name: own.shape for name, own in values.items()} for values in (found, expected)]
         if shapes[0] != shapes[1]:
             raise CheckpointError(f"{self.path} holds numbers of shapes {shapes[0]}; expected {shapes[1]}.")
-        if _digest(content) not in (None, sha256(save(found)).hexdigest()):
-            raise CheckpointError(f"{self.path} is damaged: its numbers are not those that were written.")
         return found
-
-
-def _digest(content: bytes) -> str | None:
-    """The hash of what a file held when it was written; None of an earlier version's, which doesn't say."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return dict(header.get("__metadata__") or {}).get(DIGEST)

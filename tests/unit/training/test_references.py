@@ -1,6 +1,8 @@
 """What rewards are relative to: the start, the base, or another run."""
 
+import os
 import shutil
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 import finetune
 from finetune.engines.launch.check import check_launch, plan_launch
 from finetune.errors import CheckpointError, FinetuneError, LaunchError, ModelError
-from finetune.runs.folder import VALUES, RunFolder
+from finetune.runs.folder import BEGUN_VALUES, VALUES, RunFolder
 from finetune.runs.further import command_to_train_further
+from finetune.signals import Requests
 from finetune.training import run as training
 from finetune.training.callbacks import document_values
 from finetune.training.callbacks.document_values import DocumentValues
@@ -159,7 +162,9 @@ def test_kept_values_are_shared_in_one_order(pairs: MakeRecipe, tmp_path: Path) 
     """Whatever order the file is read in: processes that add them up would mix training rows with others."""
     recipe = pairs()
     trainer = trainer_of(recipe, tmp_path / "checkpoints")
-    values = DocumentValues(trainer, start(recipe).path / VALUES, lambda: nullcontext(trainer.model))
+    values = DocumentValues(
+        trainer, start(recipe).path / VALUES, lambda: nullcontext(trainer.model), Requests()
+    )
     kept = {tuple(values._kept(values.documents(), may_be_made=False) or ()) for _ in range(10)}
     assert kept == {("train", "evaluation")}
 
@@ -173,3 +178,38 @@ def test_a_long_pass_says_what_is_left(pairs: MakeRecipe, monkeypatch: pytest.Mo
     left = [line for line in said if "documents are left" in line]
     assert left[0] == "computing what the objective needs: some 42 documents are left"
     assert left[-1].endswith("some 0 documents are left")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_pass_that_was_stopped_continues_where_it_was(
+    pairs: MakeRecipe, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    """After the batch, with all that is computed; the adapter is an uninterrupted run's. What is damaged
+    meanwhile is computed again."""
+    monkeypatch.setattr(document_values, "SECONDS_BETWEEN_LINES", 0.0)
+    recipe = pairs(train={"max_steps": 2, "evaluate_every": None})
+    whole = start(recipe, name="whole")
+    said: list[str] = []
+
+    def stop_at_30(line: str) -> None:
+        said.append(line)
+        if "some 30 documents are left" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with hearing(stop_at_30):
+        run = start(recipe, name="stopped")
+    assert run.read_summary()["status"] == "stopped"
+    assert any("stopped after step 0; resume with" in line for line in said)
+    kept = run.path / BEGUN_VALUES / "rank-0-of-1.safetensors"
+    if damaged:
+        content = kept.read_bytes()
+        kept.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    said.clear()
+    with hearing(said.append):
+        training.resume(run.path, recipe=None)
+    left = [line for line in said if "documents are left" in line]
+    assert f"some {42 if damaged else 24} documents" in left[0]
+    assert any("where an earlier start was" in line for line in said) is not damaged
+    assert any("is damaged" in line for line in said) is damaged
+    assert not kept.parent.exists()
+    assert_equal(adapter_of(run), adapter_of(whole))
