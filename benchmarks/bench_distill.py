@@ -1,14 +1,17 @@
 """What a teacher adds to the same rows, and what it costs.
 
-    python benchmarks/bench_distill.py                     # a student of half the layers, three seeds
+    python benchmarks/bench_distill.py                     # students of half the layers, three seeds
+    python benchmarks/bench_distill.py --ways offline on_policy --rows FILE  # of alpaca rows
     python benchmarks/bench_distill.py --trl DIR           # a step beside TRL's loss, installed there
     python benchmarks/bench_distill.py --trl DIR --rows FILE  # of alpaca rows in place of generated orders
     python benchmarks/bench_distill.py --trl DIR --precision bf16
     python benchmarks/bench_distill.py --top-k             # what a teacher's likeliest tokens leave out
 
 SmolLM2-135M learns the quickstart's task (orders as JSON) and teaches a student that is itself with half of
-its layers dropped; beside it the same student learns the rows alone: same rows, steps and tokens. Held-out
-loss per token of the rows' own answers, and the paired difference with its 95 % interval.
+its layers dropped; beside it the same student learns the rows alone: same rows and steps. The teacher is
+asked in each step, once before step 1 for its 64 likeliest tokens (offline), or of the student's own answers
+to half of the rows (on_policy). Held-out loss per token of the rows' own answers, and the paired difference
+with its 95 % interval.
 
 --trl: one micro-batch of 4 rows, forward and backward, student and teacher of 135M, in turns: ours,
 with the teacher in each step; ours, with its 64 likeliest tokens known before (forward KL, no teacher); and
@@ -35,6 +38,11 @@ ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 HELD_OUT = 64
 ROWS, ROUNDS = 4, 3
+WAYS: dict[str, dict[str, Any]] = {
+    "online": {},
+    "offline": {"top_k": 64},
+    "on_policy": {"on_policy": {"fraction": 0.5, "max_new_tokens": 64}},
+}
 POSITIONS, KEPT = 1_000, (1, 4, 16, 64, 256, 1_024)
 
 
@@ -45,8 +53,11 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40, help="of the student; the teacher has 60")
+    parser.add_argument(
+        "--ways", nargs="+", choices=[*WAYS], default=["online"], help="how the teacher is asked"
+    )
     parser.add_argument("--trl", type=Path, help="the folder of TRL's package: a step beside its loss")
-    parser.add_argument("--rows", type=Path, help="with --trl: a file of alpaca rows, the first 4 of which")
+    parser.add_argument("--rows", type=Path, help="alpaca rows to learn; with --trl, the first 4 of them")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="with --trl")
     parser.add_argument("--top-k", action="store_true", help="what the likeliest tokens leave out")
     asked = parser.parse_args()
@@ -57,11 +68,14 @@ def main() -> None:
         elif asked.top_k:
             tails(Path(name))
         else:
-            learn(Path(name), asked.seeds, asked.steps)
+            learn(Path(name), asked)
 
 
-def rows(count: int) -> dict[str, Any]:
-    """Generated orders to learn, and others to be measured on."""
+def rows(count: int, file: Path | None = None) -> dict[str, Any]:
+    """Generated orders to learn, and others to be measured on; or a file's rows, a tenth held out."""
+    if file is not None:
+        train = {"path": str(file), "format": "alpaca"}
+        return {"data.train": [train], "data.evaluation": {"fraction": 0.1}, "data.max_length_tokens": 512}
     return {
         "data.train": [{"generated": "orders", "split": "train", "rows": count, "format": "messages"}],
         "data.evaluation": {
@@ -70,34 +84,34 @@ def rows(count: int) -> dict[str, Any]:
     }
 
 
-def learn(folder: Path, seeds: int, steps: int) -> None:
-    """A teacher, and two students for each seed."""
+def learn(folder: Path, asked: argparse.Namespace) -> None:
+    """A teacher, and for each seed a student of the rows alone and one of each way."""
     common: dict[str, Any] = {
         "output.folder": str(folder / "runs"), "tracking.tracker": "none", "train.epochs": None,
         "train.evaluate_every": "never", "train.save_every": "never", "train.rehearsal": False,
         "evaluate.metrics": ["loss"],
     }  # fmt: skip
-    teacher = finetune.train(QUICKSTART, {**rows(600), **common, "train.max_steps": 60})
+    teacher = finetune.train(QUICKSTART, {**rows(600, asked.rows), **common, "train.max_steps": 60})
     finetune.prune(QUICKSTART, folder / "half", {**common, **rows(8)}, drop_layers=15)
-    student = {**rows(400), **common, "model.base": str(folder / "half"), "train.max_steps": steps}
+    student = {
+        **rows(400, asked.rows), **common, "model.base": str(folder / "half"), "train.max_steps": asked.steps
+    }  # fmt: skip
     print(f"teacher's loss {_loss(finetune.evaluate(teacher)):.4f}", flush=True)
-    for seed in range(seeds):
+    for seed in range(asked.seeds):
         alone = finetune.train(QUICKSTART, {**student, "train.seed": seed})
-        taught = finetune.train(
-            QUICKSTART,
-            {**student, "train.seed": seed, "objective": {"kind": "distill", "teacher": str(teacher.folder)}},
-        )
-        reports = [finetune.evaluate(run) for run in (alone, taught)]
-        found = difference(*(report.scores["loss"] for report in reports))
-        assert found is not None  # noqa: S101 - both are over the same rows
-        tokens = alone.summary["tokens"], taught.summary["tokens"]
-        assert tokens[0] == tokens[1]  # noqa: S101 - the same rows in the same steps
-        print(
-            f"seed {seed}  rows {_loss(reports[0]):.4f}, taught {_loss(reports[1]):.4f} "
-            f"({found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]), {tokens[0]:,} tokens, "
-            f"{alone.summary['seconds']:.0f} and {taught.summary['seconds']:.0f} s",
-            flush=True,
-        )
+        own = finetune.evaluate(alone)
+        print(f"seed {seed}  rows alone {_loss(own):.4f}, {alone.summary['seconds']:.0f} s", flush=True)
+        for way in asked.ways:
+            objective = {"kind": "distill", "teacher": str(teacher.folder), **WAYS[way]}
+            taught = finetune.train(QUICKSTART, {**student, "train.seed": seed, "objective": objective})
+            report = finetune.evaluate(taught)
+            found = difference(own.scores["loss"], report.scores["loss"])
+            assert found is not None  # noqa: S101 - both are over the same rows
+            # The same rows in the same steps; on-policy, half of them have another answer.
+            assert way == "on_policy" or taught.summary["tokens"] == alone.summary["tokens"]  # noqa: S101
+            apart = f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+            took = f"{taught.summary['tokens']:,} tokens, {taught.summary['seconds']:.0f} s"
+            print(f"seed {seed}  {way} {_loss(report):.4f} ({apart}), {took}", flush=True)
 
 
 def _loss(report: Any) -> float:

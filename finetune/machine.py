@@ -92,9 +92,11 @@ def processor() -> Iterator[Fact]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Fact("processor", "system", f"{platform.system()} {platform.release()}, {platform.machine()}")
     yield Fact("processor", "cores", str(usable), f"torch computes with {torch.get_num_threads()} threads")
-    flags = cpu_flags()
+    from finetune.models.device import processor_facts
+
+    flags = processor_facts().get("flags")
     if flags is not None:
-        found = [flag for flag in CPU_FLAGS if flag in flags]
+        found = [flag for flag in CPU_FLAGS if flag in flags.split()]
         native = any(flag in ("avx512_bf16", "amx_bf16") for flag in found)
         yield Fact(
             "processor",
@@ -104,17 +106,6 @@ def processor() -> Iterator[Fact]:
         )
     memory = psutil.virtual_memory()
     yield Fact("processor", "memory", f"{memory.total / 1e9:.1f} GB", f"{memory.available / 1e9:.1f} GB free")
-
-
-def cpu_flags() -> set[str] | None:
-    """The processor's instruction sets as Linux names them; None elsewhere."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return None
-    for line in path.read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.partition(":")[2].split())
-    return None
 
 
 def devices() -> Iterator[Fact]:

@@ -1,11 +1,13 @@
 """Which device, how many threads and which number type a run uses, and why."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from glob import glob
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -20,6 +22,8 @@ DTYPES: dict[PrecisionName, torch.dtype] = {
     "fp16": torch.float16,
 }
 
+MODEL = ("cpu family", "model", "CPU implementer", "CPU part")
+"""What Linux calls the numbers of a processor's model, on x86 and on ARM."""
 
 MEMORY_TEXTS = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -179,3 +183,24 @@ def generators_kept(device: torch.device) -> Iterator[None]:
         yield
     if device.type == "mps":
         torch.mps.set_rng_state(state)
+
+
+def processor_facts() -> dict[str, str]:
+    """What Linux says of the first processor, by its own names; nothing elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def processor_name() -> str:
+    """The processor's name, else its kind."""
+    return processor_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def processor_model() -> str:
+    """Its model in numbers: of one name there are several, which round otherwise."""
+    found = processor_facts()
+    return ", ".join(f"{name} {found[name]}" for name in MODEL if name in found)

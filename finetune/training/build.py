@@ -48,7 +48,13 @@ from finetune.models.bases.pruned import is_pruned
 from finetune.models.bases.shapes import adapted_layers, check_weights
 from finetune.models.bases.written import refuse_changed
 from finetune.models.by_layer import empty_layers
-from finetune.models.device import Precision, choose_device, choose_precision
+from finetune.models.device import (
+    Precision,
+    choose_device,
+    choose_precision,
+    processor_model,
+    processor_name,
+)
 from finetune.models.kernels.attention import choose_attention, shares_beginnings
 from finetune.models.kernels.fp8 import refuse_fp8, round_base
 from finetune.models.kernels.install import check_tiles, install_fast_path
@@ -612,21 +618,12 @@ def device_facts(precision: Precision) -> dict[str, Any]:
     return {
         "type": device.type,
         "name": name,
+        **({"model": processor_model()} if device.type == "cpu" else {}),
         "precision": precision.name,
         "threads": torch.get_num_threads(),
         "processes": this_group().world_size,
         "engine": current().name,
     }
-
-
-def processor_name() -> str:
-    """The processor's model where Linux says it, else its kind: other models round otherwise."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return model or platform.processor() or platform.machine()
 
 
 def deep_check(recipe: Recipe, *, allow_code: Collection[str] = ()) -> list[str]:

@@ -145,7 +145,8 @@ def inexact_because(then: Lock, now: Lock) -> list[str]:
     pairs += [(name, then.versions.get(name, "absent"), now.versions.get(name, "absent")) for name in names]
     pairs += [
         (f"device {name}", then.device.get(name), now.device.get(name))
-        for name in ("type", "name", "threads")
+        for name in ("type", "name", "model", "threads")
+        if name in then.device or name != "model"  # which earlier versions don't say
     ]
     pairs.append(("trained with others", *(lock.device.get(TOGETHER, False) for lock in (then, now))))
     return [f"{name}: then {before}, now {after}" for name, before, after in pairs if before != after]

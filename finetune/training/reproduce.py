@@ -162,8 +162,13 @@ def differences(then: Lock, now: Lock) -> list[str]:
         found.append("device: a GPU's sums had no fixed order; train.deterministic: true gives them one")
     if then.device.get(TOGETHER):
         found.append("device: other runs were trained in the same passes, which orders sums otherwise")
-    for name in ("type", "name", "threads", "precision"):
-        if then.device.get(name) != now.device.get(name):
+    if then.device.get("type") == "cpu" and "model" not in then.device:
+        found.append(
+            f"device: an earlier version's lock doesn't say which model of {then.device.get('name')} it was"
+        )
+    for name in ("type", "name", "model", "threads", "precision"):
+        known = name in then.device or name != "model"
+        if known and then.device.get(name) != now.device.get(name):
             found.append(f"device: {name} was {then.device.get(name)}, and is {now.device.get(name)}")
     return found
 

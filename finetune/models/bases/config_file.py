@@ -109,6 +109,13 @@ class ConfigFile(BaseModel):
         return value
 
 
+def _rotated_part(found: ConfigFile) -> float:
+    """The share of a head that positions rotate, wherever the config says it."""
+    said = (found.rope_parameters, found.rope_scaling, found)
+    parts = (None if values is None else values.partial_rotary_factor for values in said)
+    return next((part for part in parts if part is not None), 1.0)
+
+
 def check_config(config: dict[str, Any], path: Path | str = "config.json") -> ConfigFile:
     """The checked values of a config.json. Raises ModelError where one is absent, of another type or out of
     bounds."""
@@ -125,6 +132,13 @@ def check_config(config: dict[str, Any], path: Path | str = "config.json") -> Co
     if found.head_dim is None and found.hidden_size % heads:
         raise ModelError(
             f"{path}: hidden_size {found.hidden_size} is no multiple of num_attention_heads {heads}."
+        )
+    width = found.head_dim or found.hidden_size // heads
+    rotated = int(width * _rotated_part(found))
+    if rotated < 2 or rotated % 2:
+        raise ModelError(
+            f"{path}: positions rotate {rotated} of the {width} numbers of a head; expected an even number, "
+            "for they rotate pairs."
         )
     for key in family.multipliers if family else ():
         value = config.get(key, 1.0)

@@ -56,6 +56,7 @@ CONFIGS: list[dict[str, Any]] = [
     {"hidden_size": 10**20},
     {"intermediate_size": True},
     {"head_dim": 0},
+    {"head_dim": 1, "num_attention_heads": 64, "num_key_value_heads": 32},
     {"hidden_act": "evil"},
     {"torch_dtype": "evil"},
     {"dtype": "os"},

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import CheckpointError
+from finetune.models.device import processor_model
 from finetune.recipe.lock import START_HASH, Lock, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
+from finetune.training.provenance import inexact_because
 from finetune.training.reproduce import differences, reproduce, started_alike
 from tests.support.cli import FinetuneHere, run_process
 from tests.support.messages import hearing
@@ -122,6 +124,20 @@ def test_a_gpus_sums_are_named_as_what_may_differ(finished: RunFolder, device: s
     train = lock.recipe.train.model_copy(update={"deterministic": True})
     lock = replace(lock, recipe=lock.recipe.model_copy(update={"train": train}))
     assert not differences(lock, lock)
+
+
+def test_another_model_of_a_processor_is_named(finished: RunFolder) -> None:
+    """Virtual machines call several by one name, and they round otherwise. An earlier version's lock doesn't
+    say, which is told here, and isn't taken for another processor where a run is resumed."""
+    lock = read_lock(finished.lock_path)
+    assert lock.device["model"] == processor_model()
+    other = replace(lock, device=lock.device | {"model": "cpu family 6, model 1"})
+    assert [line.split(" was ")[0] for line in differences(other, lock)] == ["device: model"]
+    assert [line.split(":")[0] for line in inexact_because(other, lock)] == ["device model"]
+    facts = {name: value for name, value in lock.device.items() if name != "model"}
+    earlier = replace(lock, device=facts)
+    assert any("doesn't say which model" in line for line in differences(earlier, lock))
+    assert inexact_because(earlier, lock) == []
 
 
 @pytest.mark.parametrize(
