@@ -29,14 +29,9 @@ def sections(folder: Path, **objective: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("engine", "method"),
-    [
-        ("fsdp2", "lora"),
-        pytest.param("ddp", "lora", marks=pytest.mark.long),
-        pytest.param("ddp", "qlora", marks=pytest.mark.long),
-        pytest.param("fsdp2", "qlora", marks=pytest.mark.long),
-    ],
+    ("engine", "method"), [("fsdp2", "lora"), ("ddp", "lora"), ("ddp", "qlora"), ("fsdp2", "qlora")]
 )
 def test_two_processes_are_one(train: Train, tmp_path: Path, engine: str, method: str) -> None:
     """What is drawn, and drawn anew, the rewards, the divergence from the start, the loss and the weights;

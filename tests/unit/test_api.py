@@ -180,6 +180,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         finetune.Run(tmp_path)
 
 
+@pytest.mark.long
 def test_a_second_training_is_a_fresh_process_s(run: finetune.Run, recipe: Path) -> None:
     """Bit for bit, in the process that has trained before, under a running event loop, beside the main
     thread, and alone."""
@@ -248,10 +249,8 @@ def test_two_processes_train_the_same(run: finetune.Run, recipe: Path) -> None:
         finetune.train(recipe, processes=2)
 
 
-@pytest.mark.parametrize(
-    ("ctrl_c", "statuses"),
-    [(1, {"stopped"}), pytest.param(2, {"stopped", "interrupted"}, marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("ctrl_c", "statuses"), [(1, {"stopped"}), (2, {"stopped", "interrupted"})])
 def test_a_stop_reaches_the_processes_of_the_run_alone(recipe: Path, ctrl_c: int, statuses: set[str]) -> None:
     """Ctrl-C stops two launched processes, a second one at once; another child of the program goes on."""
     other = subprocess.Popen(["sleep", "600"])

@@ -186,6 +186,7 @@ def test_a_stopped_run_continues_bit_for_bit(make_recipe: MakeRecipe, teacher: P
         assert len(read_lock(run.lock_path).final["document_values_sha256"]) == 64
 
 
+@pytest.mark.long
 def test_killed_while_the_teacher_is_asked(
     make_recipe: MakeRecipe, teacher: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,7 +265,8 @@ print([outcome.status for outcome in outcomes])
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_runs_resume_together_bit_for_bit(
     make_recipe: MakeRecipe, tmp_path: Path, end: signal.Signals
 ) -> None:

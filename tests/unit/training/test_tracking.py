@@ -217,6 +217,7 @@ def test_what_a_tracker_lacks_is_refused(
         load_recipe(path)
 
 
+@pytest.mark.long
 def test_samples_survive_a_cut_line_and_an_early_end(make_recipe: MakeRecipe) -> None:
     """A last line that a kill cut short is dropped at a resume; the last texts are written wherever the end
     comes."""
