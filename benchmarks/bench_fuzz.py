@@ -69,7 +69,7 @@ def tally(outcomes: list[Outcome], seconds: float) -> Iterable[str]:
     for title, keys, of in (("", list(VERBS), lambda o: (o.verb,)), ("changed", names, lambda o: o.files)):
         yield title
         for key in keys:
-            found = Counter("failed" if o.failure else o.code for o in outcomes if key in of(o))
+            found = Counter[object]("failed" if o.failure else o.code for o in outcomes if key in of(o))
             yield f"{key:28}" + "".join(f"{found[code]:>10,}" for code in codes)
     for title, groups in (
         ("failures", [(outcome.failure, outcome) for outcome in outcomes if outcome.failure]),

@@ -135,7 +135,7 @@ def theirs(
     several = len(lengths[0])
     options: dict[str, Any] = {"do_sample": False}
     if top_p is not None:
-        options: dict[str, object] = {
+        options = {
             "do_sample": True,
             "top_p": top_p,
             "top_k": 0,

@@ -147,7 +147,7 @@ def losses(trl: Path) -> None:
     """Each loss on the same numbers: 24 answers of 1 to 40 tokens, one micro-batch."""
     import torch
 
-    from finetune.models.policy import PolicyLoss
+    from finetune.models.policy import Loss, PolicyLoss
 
     sys.path.insert(0, str(trl))
     from trl import GRPOTrainer, RLOOTrainer
@@ -162,14 +162,10 @@ def losses(trl: Path) -> None:
     owners = torch.arange(answers).repeat_interleave(lengths)
     chosen = mask.bool()
 
-    for kind, high in (
-        ("grpo", 0.2),
-        ("dapo", 0.28),
-        ("dr_grpo", 0.2),
-        ("gspo", 0.2),
-        ("cispo", 5.0),
-        ("rloo", 0.2),
-    ):
+    bounds: dict[Loss, float] = {
+        "grpo": 0.2, "dapo": 0.28, "dr_grpo": 0.2, "gspo": 0.2, "cispo": 5.0, "rloo": 0.2
+    }  # fmt: skip
+    for kind, high in bounds.items():
         ours, _ = (loss := PolicyLoss(kind, 0.2, high, 0.05, longest))(
             model[chosen], sampler[chosen], advantages[owners], reference[chosen], owners, answers
         )

@@ -122,7 +122,7 @@ def count(
     layers: int, tokens: int, ours: bool, tiny: bool = False, fused: bool = True, fp8: bool = False
 ) -> Counted:
     """What a forward and a backward pass of one pack launch."""
-    ops.on_gpu = lambda _: fused
+    ops.on_gpu = lambda x: fused
     layout_of.cache_clear()  # which holds tensors of the trace before
     mode = FakeTensorMode()
     model = model_of(layers, ours, mode, tiny, fp8)

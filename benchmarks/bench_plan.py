@@ -16,7 +16,7 @@ from pathlib import Path
 
 from finetune.engines.launch.configs import find_config
 from finetune.engines.single import SINGLE
-from finetune.models.bases.locate import read_config
+from finetune.models.bases.folder import read_config
 from finetune.models.bases.shapes import find_description, read_shape
 from finetune.planning.data import load_of
 from finetune.planning.memory import Memory, memory_of

@@ -125,7 +125,7 @@ def merged(run: Path, folder: Path) -> dict[str, Any]:
     """What the merge recorded, whether it holds or not."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         output = Path(name) / "merged"
-        options = {"qlora_base": "16bit"} if "QLoRA" in run.parent.name else {}
+        options: dict[str, Any] = {"qlora_base": "16bit"} if "QLoRA" in run.parent.name else {}
         with contextlib.suppress(CheckFailed):
             finetune.merge(run, output, **options)
         written = output if output.is_dir() else failed_name(output)

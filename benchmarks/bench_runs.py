@@ -63,7 +63,7 @@ def main() -> None:
 def log_milliseconds(name: str, folder: Path) -> float:
     """The median of a log, as the training's thread sees it."""
     section = TrackingSection.model_validate({"tracker": name})
-    tracker = start_tracker(section, f"bench-{name}", {}, folder=folder)
+    tracker = start_tracker(section.trackers[0], section, f"bench-{name}", {}, folder=folder)
     seconds = []
     with (folder / "metrics.jsonl").open("a", buffering=1) as file:
         for step in range(1, LOGS + 1):

@@ -128,7 +128,7 @@ def wait_until_it_answers(process: "subprocess.Popen[bytes]", address: str) -> N
                 return
         except httpx.TransportError:
             time.sleep(0.2)
-    raise SystemExit(f"the server did not start: {process.args}")
+    raise SystemExit(f"the server did not start: {process.args!r}")
 
 
 async def measure(address: str, model: str, requests: int, tokens: int) -> Figures:

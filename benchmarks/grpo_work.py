@@ -38,7 +38,7 @@ class Clock(TrainerCallback):
         """A step, its drawing among it."""
         self.moments.append((time.perf_counter(), time.process_time()))
 
-    def on_log(self, _: Any, __: Any, ___: Any, logs: dict[str, float] | None = None, **____: Any) -> None:
+    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
         """What a step says."""
         self.logs.append(logs or {})
 

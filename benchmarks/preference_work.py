@@ -31,7 +31,7 @@ class Clock(TrainerCallback):
         """After the callbacks that were added before."""
         self.began = time.perf_counter()
 
-    def on_log(self, _: Any, __: Any, ___: Any, logs: dict[str, float] | None = None, **____: Any) -> None:
+    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
         """The loss of a step."""
         if logs and "loss" in logs:
             self.losses.append(logs["loss"])
@@ -72,13 +72,14 @@ def ours(asked: argparse.Namespace, clock: Clock, steps: int) -> tuple[float, An
     """Seconds of the reference up to now, and the trainer."""
     from finetune.cli.quiet import quiet_libraries
     from finetune.recipe.schema import Recipe
+    from finetune.signals import Requests
     from finetune.training import build
     from finetune.training.callbacks.document_values import DocumentValues
     from finetune.training.reference import reference_model
 
     quiet_libraries()
     if asked.prompts_twice:
-        build._shares_prompts = lambda *_: False  # type: ignore[assignment]
+        build._shares_prompts = lambda *_: False
     recipe = Recipe.model_validate(
         {
             "model": {"base": str(asked.base)},
@@ -108,7 +109,7 @@ def ours(asked: argparse.Namespace, clock: Clock, steps: int) -> tuple[float, An
         callbacks=[],
     )
     reference = partial(reference_model, trainer, partial(build.load_base, recipe, inputs))
-    trainer.add_callback(DocumentValues(trainer, folder / "values.safetensors", reference))
+    trainer.add_callback(DocumentValues(trainer, folder / "values.safetensors", reference, Requests()))
     trainer.add_callback(clock)
     return 0.0, trainer
 
@@ -136,7 +137,7 @@ def trl(asked: argparse.Namespace, clock: Clock, steps: int) -> tuple[float, Any
     ]
     spent = [0.0]
 
-    class Timed(DPOTrainer):  # type: ignore[misc, valid-type]
+    class Timed(DPOTrainer):
         """Which says how long its reference took before training."""
 
         def _precompute_ref_logps(self, *arguments: Any) -> Any:

@@ -122,7 +122,7 @@ def plain_model(recipe: Recipe, dtype: torch.dtype) -> Any:
         {"quantization_config": bitsandbytes_config(dtype)} if recipe.adapter.method == "qlora" else {}
     )
     base = AutoModelForCausalLM.from_pretrained(
-        recipe.model.base, dtype=dtype, attn_implementation="sdpa", **options
+        str(recipe.model.base), dtype=dtype, attn_implementation="sdpa", **options
     )
     if options:
         compute_dequantized(base)

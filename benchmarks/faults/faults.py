@@ -73,7 +73,8 @@ class Fault(Protocol):
 class Plain(Fault):
     """A fault that needs nothing around it."""
 
-    phases, processes, loses = EVERYWHERE, (1, 2), False
+    phases, loses = EVERYWHERE, False
+    processes: tuple[int, ...] = (1, 2)
 
     def why_not(self) -> str | None:
         """It can be had anywhere."""

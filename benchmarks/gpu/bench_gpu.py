@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +194,7 @@ def lengths(bench: Bench) -> None:
             batch = pack([length], bench.vocabulary, bench.device)
             try:
                 seconds = seconds_of(
-                    lambda batch=batch: take_step(model, optimizer, batch, setting),
-                    bench.device,
-                    warm_up=1,
-                    steps=1,  # type: ignore[misc]
+                    partial(take_step, model, optimizer, batch, setting), bench.device, warm_up=1, steps=1
                 )
             except RuntimeError as error:
                 if not is_out_of_memory(error):

@@ -147,7 +147,7 @@ def plain_peft(folder: Path, setting: Setting, device: torch.device) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=setting.dtype, attn_implementation="sdpa")
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     adapted = get_peft_model(
-        model.to(device),
+        model.to(device),  # type: ignore[arg-type]
         LoraConfig(
             r=setting.rank, lora_alpha=2 * setting.rank, target_modules=targets, task_type="CAUSAL_LM"
         ),
@@ -163,7 +163,7 @@ def plain_peft(folder: Path, setting: Setting, device: torch.device) -> Any:
         )
         return type(found)(loss=loss / num_items_in_batch)
 
-    adapted.forward = forward
+    adapted.forward = forward  # type: ignore[method-assign]
     return adapted
 
 

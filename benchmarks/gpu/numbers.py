@@ -64,7 +64,9 @@ def _attention_apart(device: torch.device) -> float:
     inputs = [torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
     found = []
     for attention in (varlen_attention, per_document_attention):
-        output, _ = attention(torch.nn.Module(), *inputs, None, documents=documents, prefixes=prefixes)  # type: ignore[arg-type]
+        output, _ = attention(
+            torch.nn.Module(), inputs[0], inputs[1], inputs[2], None, documents=documents, prefixes=prefixes
+        )
         gradients = torch.autograd.grad(output, inputs, torch.ones_like(output))
         found.append(torch.cat([part.float().flatten() for part in (output, *gradients)]))
     return float((found[0] - found[1]).norm() / found[1].norm())
@@ -75,11 +77,11 @@ def _fp8_apart(device: torch.device) -> tuple[float, float]:
     forward and backward, are from the CPU's of the same numbers."""
     torch.manual_seed(0)
     weight, x, gradient = (torch.randn(shape).bfloat16() for shape in ((1024, 512), (300, 512), (300, 1024)))
-    found = []
+    found: list[list[torch.Tensor]] = []
     for place in (torch.device("cpu"), device):
         held, rounded = Fp8Weight(weight.to(place)), rounded_rows(x.to(place))
         products = held.output(rounded, torch.bfloat16), held.input_gradient(gradient.to(place))
-        bits = (*(part.float().flatten() for part in (*rounded, held.rows, held.scale)),)
-        found.append([torch.cat(part).cpu() for part in (bits, [one.float().flatten() for one in products])])
-    (bits, products), (its, theirs) = found
-    return float((bits != its).sum()), float((products - theirs).norm() / products.norm())
+        both = (*rounded, held.rows, held.scale), products
+        found.append([torch.cat([one.float().flatten() for one in part]).cpu() for part in both])
+    (bits, ours), (its, theirs) = found
+    return float(bits.ne(its).sum()), float((ours - theirs).norm() / ours.norm())
