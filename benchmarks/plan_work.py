@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from finetune.cli.app import main
 from finetune.training.callbacks import graceful_stop as callbacks
 from finetune.training.trainer import ExactTrainer
+from tests.support.kept import kept_bytes
 
 found: dict[str, float] = {}
 plain_loss = ExactTrainer.compute_loss
@@ -42,17 +43,8 @@ def compute_loss(
     self: ExactTrainer, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any
 ) -> torch.Tensor:
     """The loss, while what autograd saves is counted."""
-    known = {parameter.untyped_storage().data_ptr() for parameter in (*model.parameters(), *model.buffers())}
-    held: dict[int, int] = {}
-
-    def saved(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     tokens = inputs["input_ids"].numel()
-    with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+    with kept_bytes((*model.parameters(), *model.buffers())) as held:
         loss = plain_loss(self, model, inputs, *arguments, **options)
     if tokens >= found.get("tokens", 0):
         found.update(tokens=tokens, activations=float(sum(held.values())))

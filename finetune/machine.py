@@ -89,11 +89,11 @@ def processor() -> Iterator[Fact]:
     import psutil
     import torch
 
+    from finetune.models.device import processor_facts
+
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Fact("processor", "system", f"{platform.system()} {platform.release()}, {platform.machine()}")
     yield Fact("processor", "cores", str(usable), f"torch computes with {torch.get_num_threads()} threads")
-    from finetune.models.device import processor_facts
-
     flags = processor_facts().get("flags")
     if flags is not None:
         found = [flag for flag in CPU_FLAGS if flag in flags.split()]

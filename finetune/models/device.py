@@ -22,7 +22,7 @@ DTYPES: dict[PrecisionName, torch.dtype] = {
     "fp16": torch.float16,
 }
 
-MODEL = ("cpu family", "model", "CPU implementer", "CPU part")
+PROCESSOR_MODEL = ("cpu family", "model", "CPU implementer", "CPU part")
 """What Linux calls the numbers of a processor's model, on x86 and on ARM."""
 
 MEMORY_TEXTS = (
@@ -185,6 +185,7 @@ def generators_kept(device: torch.device) -> Iterator[None]:
         torch.mps.set_rng_state(state)
 
 
+@cache
 def processor_facts() -> dict[str, str]:
     """What Linux says of the first processor, by its own names; nothing elsewhere."""
     try:
@@ -203,4 +204,4 @@ def processor_name() -> str:
 def processor_model() -> str:
     """Its model in numbers: of one name there are several, which round otherwise."""
     found = processor_facts()
-    return ", ".join(f"{name} {found[name]}" for name in MODEL if name in found)
+    return ", ".join(f"{name} {found[name]}" for name in PROCESSOR_MODEL if name in found)

@@ -137,17 +137,24 @@ def refuse_foreign_pickles(checkpoint: Path, engine: Engine, group: Group) -> No
         )
 
 
+def other_device(then: Lock, now: Lock) -> list[tuple[str, object, object]]:
+    """What of the device rounds otherwise: its name, then and now. An earlier version's lock, which doesn't
+    say a processor's model, is no other model's."""
+    pairs = [
+        (name, then.device.get(name), now.device.get(name))
+        for name in ("type", "name", "model", "threads")
+        if name in then.device or name != "model"
+    ]
+    return [(name, before, after) for name, before, after in pairs if before != after]
+
+
 def inexact_because(then: Lock, now: Lock) -> list[str]:
     """What differs from when the run was started and changes its rounding: packages, kind of device, number
     of threads."""
     names = sorted(then.versions.keys() | now.versions.keys())
     pairs: list[tuple[str, object, object]] = []
     pairs += [(name, then.versions.get(name, "absent"), now.versions.get(name, "absent")) for name in names]
-    pairs += [
-        (f"device {name}", then.device.get(name), now.device.get(name))
-        for name in ("type", "name", "model", "threads")
-        if name in then.device or name != "model"  # which earlier versions don't say
-    ]
+    pairs += [(f"device {name}", before, after) for name, before, after in other_device(then, now)]
     pairs.append(("trained with others", *(lock.device.get(TOGETHER, False) for lock in (then, now))))
     return [f"{name}: then {before}, now {after}" for name, before, after in pairs if before != after]
 

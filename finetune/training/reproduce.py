@@ -17,7 +17,7 @@ from finetune.recipe.lock import START_HASH, Lock, read_lock
 from finetune.runs.folder import RunFolder
 from finetune.runs.plot import read_metrics
 from finetune.training import run as training
-from finetune.training.provenance import TOGETHER
+from finetune.training.provenance import TOGETHER, other_device
 
 DESPITE = ("base", "data", "versions", "code")
 
@@ -166,11 +166,11 @@ def differences(then: Lock, now: Lock) -> list[str]:
         found.append(
             f"device: an earlier version's lock doesn't say which model of {then.device.get('name')} it was"
         )
-    for name in ("type", "name", "model", "threads", "precision"):
-        known = name in then.device or name != "model"
-        if known and then.device.get(name) != now.device.get(name):
-            found.append(f"device: {name} was {then.device.get(name)}, and is {now.device.get(name)}")
-    return found
+    pairs = other_device(then, now)
+    precisions = then.device.get("precision"), now.device.get("precision")
+    if precisions[0] != precisions[1]:
+        pairs.append(("precision", *precisions))
+    return [*found, *(f"device: {name} was {before}, and is {after}" for name, before, after in pairs)]
 
 
 Results = tuple[dict[str, torch.Tensor], list[float]]

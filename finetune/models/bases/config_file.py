@@ -101,19 +101,24 @@ class ConfigFile(BaseModel):
     torch_dtype: str | None = None
     quantization_config: dict[str, Any] | None = None
 
+    @property
+    def head_width(self) -> int:
+        """Numbers of a head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def rotated(self) -> int:
+        """How many of them positions rotate, wherever the config says it."""
+        said = (self.rope_parameters, self.rope_scaling, self)
+        parts = (None if values is None else values.partial_rotary_factor for values in said)
+        return int(self.head_width * next((part for part in parts if part is not None), 1.0))
+
     @field_validator("dtype", "torch_dtype")
     @classmethod
     def _is_a_type(cls, value: str | None) -> str | None:
         if value is not None and value.removeprefix("torch.") not in DTYPES:
             raise ValueError(f"expected one of {', '.join(DTYPES)}")
         return value
-
-
-def _rotated_part(found: ConfigFile) -> float:
-    """The share of a head that positions rotate, wherever the config says it."""
-    said = (found.rope_parameters, found.rope_scaling, found)
-    parts = (None if values is None else values.partial_rotary_factor for values in said)
-    return next((part for part in parts if part is not None), 1.0)
 
 
 def check_config(config: dict[str, Any], path: Path | str = "config.json") -> ConfigFile:
@@ -133,12 +138,10 @@ def check_config(config: dict[str, Any], path: Path | str = "config.json") -> Co
         raise ModelError(
             f"{path}: hidden_size {found.hidden_size} is no multiple of num_attention_heads {heads}."
         )
-    width = found.head_dim or found.hidden_size // heads
-    rotated = int(width * _rotated_part(found))
-    if rotated < 2 or rotated % 2:
+    if found.rotated < 2 or found.rotated % 2:
         raise ModelError(
-            f"{path}: positions rotate {rotated} of the {width} numbers of a head; expected an even number, "
-            "for they rotate pairs."
+            f"{path}: positions rotate {found.rotated} of the {found.head_width} numbers of a head; expected "
+            "an even number, for they rotate pairs."
         )
     for key in family.multipliers if family else ():
         value = config.get(key, 1.0)

@@ -93,7 +93,7 @@ def read_shape(config: dict[str, Any]) -> Shape:
         feed_forward_width=found.intermediate_size,
         heads=heads,
         key_value_heads=found.num_key_value_heads or heads,
-        head_width=found.head_dim or found.hidden_size // heads,
+        head_width=found.head_width,
         vocabulary=found.vocab_size,
     )
     family = family_of(found.model_type) or LLAMA
