@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-kernels bench-launch bench-distill bench-grpo bench-many bench-merge bench-gpu bench-serve bench-generate bench-rounding bench-prune bench-plan bench-runs bench-texts bench-fuzz bench-faults bench-tasks docs check format clean
+.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-kernels bench-launch bench-distill bench-grpo bench-many bench-merge bench-gpu bench-gpu-long bench-serve bench-generate bench-rounding bench-prune bench-plan bench-runs bench-texts bench-fuzz bench-faults bench-tasks docs check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,9 @@ bench-preference: $(VENV)/.installed-dev  ## pairs/s of DPO, with prompts shared
 
 bench-gpu: $(VENV)/.installed-dev  ## one NVIDIA GPU: right numbers, tokens/s, memory, kernels, the longest row; at most 9 minutes
 	$(BIN)/python -m benchmarks.gpu.bench_gpu $(if $(JSON),--json $(JSON))
+
+bench-gpu-long: $(VENV)/.installed-dev  ## one step of the next longer row, up to 439,296 tokens; JSON names the file that keeps what was measured
+	$(BIN)/python -m benchmarks.gpu.bench_long --json $(or $(JSON),bench-gpu-long.json) $(if $(BASE),--base $(BASE))
 
 bench-serve: $(VENV)/.installed-dev  ## tokens/s of finetune serve, and of transformers serve where FASTAPI names the folder of that package
 	$(BIN)/python benchmarks/bench_serve.py $(if $(FASTAPI),--fastapi $(FASTAPI))

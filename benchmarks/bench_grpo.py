@@ -2,6 +2,7 @@
 
     python benchmarks/bench_grpo.py                        # three seeds
     python benchmarks/bench_grpo.py --seeds 1 --start RUN  # from a supervised run that is there
+    python benchmarks/bench_grpo.py --seeds 2 --first 1    # seeds 1 and 2
     python -m benchmarks.bench_grpo --gamed                # a reward that can be had without doing the task
     python benchmarks/bench_grpo.py --trl DIR              # the losses beside TRL's, installed there
 
@@ -38,6 +39,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--start", type=Path, help="a supervised run to go on from, in place of a new one")
     parser.add_argument("--gamed", action="store_true", help="a tiny model, rewarded for numbers")
@@ -68,7 +70,7 @@ def learn(folder: Path, asked: argparse.Namespace) -> None:
     before = finetune.evaluate(start, QUICKSTART, common)
     print(f"supervised start: exact match {_interval(before)}", flush=True)
     changed = {**common, "adapter.continue_from": str(start if asked.start else start.folder)}
-    for seed in range(asked.seeds):
+    for seed in range(asked.first, asked.first + asked.seeds):
         run = finetune.train(RECIPE, {**changed, "train.seed": seed, "train.max_steps": asked.steps})
         after = finetune.evaluate(run)
         found = difference(*(report.scores["exact_match"] for report in (before, after)))

@@ -17,17 +17,21 @@ fp8       `lora` without dropout, the base in FP8 (compute capability 8.9 and ab
 dpo       pairs of two answers of 512 tokens behind a prompt of 512
 peft      transformers and peft as a short script has them, beside `lora`
 lengths   QLoRA r 32 with what long rows have (docs/training.md): 8,192 tokens, and twice as many each time,
-          until memory ends
+          until memory ends; `make bench-gpu-long` goes on
+peers     TRL, Liger and Unsloth, those that are installed (peers.py), beside `lora`
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +55,8 @@ from benchmarks.gpu.numbers import BOUNDS, distances, has_fp8
 from finetune.models.device import is_out_of_memory
 
 ROW, ROWS, LONGEST = 4096, 2, 65_536
+PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362, "RTX 4090": 165}
+"""TFLOP/s of dense products in bf16, as NVIDIA's data sheets have them, by a part of the card's name."""
 
 
 @dataclass
@@ -74,14 +80,24 @@ class Bench:
         """Of the shape."""
         return int(SHAPES[self.shape]["vocab_size"])
 
-    @property
-    def numbers(self) -> float:
-        """The weights of the base, by which a token costs 4 operations forward and backward."""
-        shape = SHAPES[self.shape]
+    def operations(self, documents: list[int]) -> tuple[float, float]:
+        """Of a step, by the two ways in which they are counted: 4 a weight and token, embedding included; and
+        those that are made, 4 for each weight that multiplies, with attention's over the tokens before."""
+        shape, tokens = SHAPES[self.shape], sum(documents)
         width, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
         keys = width // shape["num_attention_heads"] * shape["num_key_value_heads"]
         layer = 2 * width * width + 2 * width * keys + 3 * width * inner
-        return float(layers * layer + width * shape["vocab_size"])
+        head = width * shape["vocab_size"]
+        # Two products forward and four backward, of which half is masked.
+        attention = 6 * layers * width * sum(length**2 for length in documents)
+        weights = layers * layer + head
+        return 4.0 * tokens * (weights + head), 4.0 * tokens * weights + attention
+
+    @property
+    def peak(self) -> float | None:
+        """The card's bf16 TFLOP/s by its data sheet; None where it is not known."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        return next((float(peak) for part, peak in PEAKS.items() if part in name), None)
 
     def seconds_left(self) -> float:
         """Of the minutes."""
@@ -151,6 +167,30 @@ def peft(bench: Bench) -> None:
     _measure(bench, "peft", Setting(), [bench.row], build=plain_peft)
 
 
+def peers(bench: Bench) -> None:
+    """Each in a process of its own: they change the libraries that they use."""
+    from benchmarks.gpu.peers import MODULES
+
+    for name, module in MODULES.items():
+        if find_spec(module) is None:
+            bench.put(name, {"left out": "not installed"})
+            continue
+        command = [
+            sys.executable, "-m", "benchmarks.gpu.peers", name, "--base", str(bench.base),
+            "--device", bench.device.type, "--row", str(bench.row), "--rows", str(ROWS),
+        ]  # fmt: skip
+        left = max(10.0, bench.seconds_left())
+        try:
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=left, check=False)
+        except subprocess.TimeoutExpired:
+            bench.put(name, {"left out": f"{bench.minutes:g} minutes are over"})
+            continue
+        if ended.returncode:
+            bench.put(name, {"ends": (ended.stderr.strip().splitlines() or ["without a word"])[-1]})
+        else:
+            bench.put(name, json.loads(ended.stdout.splitlines()[-1]))
+
+
 def dpo(bench: Bench) -> None:
     """Pairs/s, the prompt computed once, and the reference as before step 1."""
     from data_prep.table.documents import Document
@@ -182,7 +222,7 @@ def dpo(bench: Bench) -> None:
     with _model(bench, lambda: ours(bench.base, setting, bench.device, objective)) as model:
         optimizer = optimizer_of(model)
         seconds = seconds_of(lambda: take_step(model, optimizer, batch, setting), bench.device)
-        bench.put("dpo", {"pairs/s": pairs / seconds} | _memory(bench.device))
+        bench.put("dpo", {"pairs/s": pairs / seconds} | memory_of(bench.device))
 
 
 def lengths(bench: Bench) -> None:
@@ -201,13 +241,13 @@ def lengths(bench: Bench) -> None:
                     raise
                 bench.put(f"row {length:,}", {"ends": "out of memory"})
                 return
-            bench.put(f"row {length:,}", {"tokens/s": length / seconds} | _memory(bench.device))
+            bench.put(f"row {length:,}", {"tokens/s": length / seconds} | memory_of(bench.device))
             length *= 2
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {
     "numbers": numbers, "gemm": gemm, "lora": lora, "packs": packs, "qlora": qlora, "fp8": fp8, "dpo": dpo,
-    "peft": peft, "lengths": lengths,
+    "peft": peft, "lengths": lengths, "peers": peers,
 }  # fmt: skip
 
 
@@ -229,10 +269,13 @@ def _measure(
 
         seconds = seconds_of(step, bench.device)
         rate = sum(documents) / seconds
-        values: dict[str, Any] = {"tokens/s": rate, "TFLOP/s (4 N)": 4 * bench.numbers * rate / 1e12}
+        by_weights, made = (one / seconds / 1e12 for one in bench.operations(documents))
+        values: dict[str, Any] = {"tokens/s": rate, "TFLOP/s (4 N)": by_weights, "TFLOP/s (made)": made}
+        if bench.peak is not None:
+            values |= {"MFU (4 N)": by_weights / bench.peak, "MFU (made)": made / bench.peak}
         if "gemm" in bench.results:
-            values["of gemm"] = values["TFLOP/s (4 N)"] / bench.results["gemm"]["TFLOP/s"]
-        values |= _memory(bench.device)
+            values["of gemm"] = made / bench.results["gemm"]["TFLOP/s"]
+        values |= memory_of(bench.device)
         if counted and bench.device.type == "cuda":
             values |= _kernels_and_waits(step)
         bench.put(name, values)
@@ -254,7 +297,8 @@ def _model(bench: Bench, build: Callable[[], Any]) -> Iterator[Any]:
             torch.cuda.empty_cache()
 
 
-def _memory(device: torch.device) -> dict[str, float]:
+def memory_of(device: torch.device) -> dict[str, float]:
+    """The most that was held since it was last asked to forget."""
     if device.type != "cuda":
         return {}
     return {

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.gpu import bench_gpu, numbers
+from benchmarks.gpu import bench_gpu, bench_long, numbers
 from benchmarks.gpu.models import write_base
 
 
@@ -29,6 +30,28 @@ def test_every_part_measures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     }
     assert {name for name, rate in rates.items() if rate} == timed
     assert found["numbers"] == dict.fromkeys(numbers.BOUNDS, 0.0)
+    assert {"trl", "liger", "unsloth"} < set(found)
+
+
+def test_operations_are_counted_in_both_ways(tmp_path: Path) -> None:
+    """14,900 tokens/s of an 8B on an H100, rows of 4,096, are 48.4 % of its 989 TFLOP/s by 4 operations a
+    weight, and 50 % by those that are made."""
+    bench = bench_gpu.Bench(torch.device("cpu"), "8b", tmp_path, 1.0)
+    by_weights, made = (one * 14_900 / 8192 / 989e12 for one in bench.operations([4096, 4096]))
+    assert (round(by_weights, 3), round(made, 2)) == (0.484, 0.50)
+
+
+def test_long_rows_are_measured_one_a_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each call goes on where the file ends; once memory has, none does."""
+    file, base = tmp_path / "long.json", tmp_path / "base"
+    words = ["bench_long", "--shape", "tiny", "--device", "cpu", "--json", str(file), "--base", str(base)]
+    monkeypatch.setattr(sys, "argv", words)
+    for count in (1, 2):
+        bench_long.main()
+        found = json.loads(file.read_text())
+        assert set(found) == {"machine", *map(str, bench_long.LENGTHS["tiny"][:count])}
+        assert all(values["tokens/s"] > 0 for name, values in found.items() if name != "machine")
+    assert bench_long.upcoming(found | {"320": {"ends": "out of memory"}}, "tiny") is None
 
 
 def test_a_wrong_number_ends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -58,7 +81,6 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_base_is_read_by_transformers(tmp_path: Path) -> None:
     """Every weight of it, in bf16."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     folder = write_base(tmp_path / "base", "tiny", torch.device("cpu"))

@@ -58,6 +58,8 @@ AVERAGING = Optimizer(
     refused="evaluates and saves other weights than it trains, which is done for schedule_free_adamw alone; "
     "take that"
 )
+# It steps with DTensor to the last digit, but what FSDP2 gathers of its state is a file that torch 2.13 (with
+# torchao 0.18) won't read: AsyncCollectiveTensor is left in it.
 TORCHAO = Optimizer(ADAM, module="torchao")
 BITSANDBYTES = "bitsandbytes"
 TORCH_ADAM = Optimizer(ADAM, elementwise=True, takes_dtensor=True)
