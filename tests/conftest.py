@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from finetune.recipe.schema import Recipe
 from tests.support.cli import Finetune, FinetuneHere, Result, run_here, run_process
 from tests.support.models import save_tiny_llama
+from tests.support.recipes import MakeRecipe
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -88,6 +90,30 @@ def alpaca_file(tmp_path: Path) -> Path:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows))
     return path
+
+
+@pytest.fixture
+def make_recipe(tiny_base: Path, alpaca_file: Path, tmp_path: Path) -> MakeRecipe:
+    """make_recipe(section={...}) -> a recipe for the tiny base and 40 alpaca rows, with those changes."""
+
+    def make(**sections: dict[str, Any]) -> Recipe:
+        tree: dict[str, dict[str, Any]] = {
+            "model": {"base": str(tiny_base)},
+            "adapter": {"rank": 4},
+            "data": {
+                "train": [{"path": str(alpaca_file), "format": "alpaca"}],
+                "evaluation": {"fraction": 0.1},
+                "max_length_tokens": 128,
+            },
+            "train": {"micro_batch_size": 2, "precision": "fp32", "learning_rate": 1e-2},
+            "tracking": {"tracker": "none"},
+            "output": {"folder": str(tmp_path / "runs")},
+        }
+        return Recipe.model_validate(
+            {name: tree.get(name, {}) | sections.get(name, {}) for name in tree | sections}
+        )
+
+    return make
 
 
 @pytest.fixture

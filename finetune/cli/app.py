@@ -187,7 +187,7 @@ def _run() -> int:
         verb = options[0] if options[:1] and options[0] in VERBS else None
         if verb is not None:
             refuse_absent_folder()
-        if verb not in (None, "train"):
+        if verb not in (None, "train", "train-many"):
             environment.settle_alone(verb)
         code = app(prog_name="finetune", standalone_mode=False)
     except USAGE_ERROR as error:  # which repeats what was typed

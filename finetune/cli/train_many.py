@@ -1,13 +1,20 @@
-"""finetune train-many: recipes of one base to a run folder each, in one process."""
+"""finetune train-many: recipes of one base to a run folder each, over one base in memory."""
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from finetune import signals
-from finetune.cli.common import AllowCodeOption, JsonOption, out, print_json, tell_messages
+from finetune import environment, signals
+from finetune.cli.common import (
+    AllowCodeOption,
+    JsonOption,
+    leave_messages_to,
+    out,
+    print_json,
+    tell_messages,
+)
 
 
 def train_many(
@@ -31,6 +38,14 @@ def train_many(
     max_adapters: Annotated[
         int, typer.Option(min=1, help="How many train at a time; the others wait for one to end.")
     ] = 8,
+    launch: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Train in several processes, each with the whole base."),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="With --launch: how many processes, on this machine.")
+    ] = None,
+    outcomes: Annotated[Path | None, typer.Option("--outcomes", hidden=True)] = None,
     allow_code: AllowCodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -40,35 +55,41 @@ def train_many(
     own data, optimizer, schedule, evaluation and run folder, and is what it would be alone. One that fails or
     stops early leaves, and the others continue.
     """
+    from finetune.engines.launch.messages import to_launcher
     from finetune.errors import FinetuneError
-    from finetune.training.many import start_many
+    from finetune.training.many import as_json as told
+    from finetune.training.many import start_many, tell_outcomes
     from finetune.training.variants import recipes_of
 
     with signals.listening() as requests:
         names, recipes = recipes_of(words or [], variants, resumes=bool(resume))
-        tell_messages(as_json)
-        outcomes = start_many(
+        launcher, is_main = to_launcher(), environment.world().rank == 0
+        if launcher is not None:
+            leave_messages_to(launcher)
+        elif is_main:
+            tell_messages(as_json)
+        ended = start_many(
             recipes,
             resume or [],
             names=names,
             most=max_adapters,
+            launch=launch,
+            processes=processes,
             allow_code=allow_code or (),
             arguments=sys.argv[1:],
         )
-    if as_json:
-        print_json([_as_json(outcome) for outcome in outcomes])
-    else:
-        width = max(len(outcome.name) for outcome in outcomes)
-        for outcome in outcomes:
+    if outcomes is not None:  # whoever started this process says it
+        if is_main:
+            tell_outcomes(ended, outcomes)
+        return
+    if is_main and as_json:
+        print_json([told(outcome) for outcome in ended])
+    elif is_main:
+        width = max(len(outcome.name) for outcome in ended)
+        for outcome in ended:
             became = outcome.folder or outcome.error or "not begun"
             out(f"{outcome.name:{width}}  {outcome.status:8}  {became}")
-    if any(outcome.status == "failed" for outcome in outcomes):
+    if any(outcome.status == "failed" for outcome in ended):
         raise typer.Exit(FinetuneError.exit_code)
-    if any(outcome.status != "finished" for outcome in outcomes):
+    if any(outcome.status != "finished" for outcome in ended):
         raise requests.ending()
-
-
-def _as_json(outcome: Any) -> dict[str, Any]:
-    error = None if outcome.error is None else str(outcome.error)
-    folder = None if outcome.folder is None else str(outcome.folder)
-    return {"name": outcome.name, "run": folder, "status": outcome.status, "error": error}

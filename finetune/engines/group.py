@@ -3,7 +3,7 @@ objects."""
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -75,6 +75,20 @@ class Group:
                 )
             time.sleep(EVERY_SECONDS)
 
+    def beside(self) -> "distributed.ProcessGroup | None":
+        """Another way between the same processes, whose operations are in no other's way; None for one."""
+        return None if self.world_size == 1 else distributed.new_group(backend="gloo")
+
+    def come(self, way: "distributed.ProcessGroup | None", seconds: float) -> bool:
+        """Whether every process comes here, by this way, within so long."""
+        if way is None:
+            return True
+        try:
+            arrival = distributed.barrier(way, async_op=True)
+            return bool(arrival.wait(timedelta(seconds=seconds)))
+        except RuntimeError:
+            return False
+
     def leave(self) -> None:
         """Part from the others, all at once: a connection that is left to the interpreter's end can abort the
         process."""
@@ -94,6 +108,15 @@ class Group:
         tensor = torch.tensor(count, device=_device())
         distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
         return int(tensor)
+
+    def average(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The means over the processes, as DistributedDataParallel makes them."""
+        if self.world_size == 1 or not gradients:
+            return list(gradients)
+        flat = torch.cat([one.flatten() for one in gradients]).div_(self.world_size)
+        distributed.all_reduce(flat)
+        parts = flat.split([one.numel() for one in gradients])
+        return [part.view_as(one).to(one.dtype) for part, one in zip(parts, gradients, strict=True)]
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -139,6 +162,9 @@ class Group:
         distributed.all_reduce(flags)
         return flags.nonzero().flatten().tolist()
 
+
+ALONE = Group()
+"""One process."""
 
 LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out")
 """What torch's communication says, in a plain RuntimeError, where another process is gone."""

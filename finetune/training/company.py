@@ -10,6 +10,7 @@ that nothing depends on their timing.
 
 import gc
 import logging
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,12 +25,16 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from finetune import signals
+from finetune.engines.group import ALONE, Group
 from finetune.errors import ModelError
 from finetune.models.adapters.joint import AdapterBatch, JointDecoder
 from finetune.models.architectures.base import DECODER
 from finetune.models.sharing import sharing_weights
 
 logger = logging.getLogger(__name__)
+
+SECONDS_TO_COME = 60.0
+"""How long the processes wait for each other where a run has failed in one of them."""
 
 
 class Member:
@@ -67,6 +72,11 @@ class Member:
     def passes(self) -> int:
         """How often the runs were computed together."""
         return self.company.passes
+
+    def leaves(self, error: BaseException) -> bool:
+        """Whether the others continue after this error. They don't where it isn't every process's: the
+        rest wait for this one in the midst of the member's step."""
+        return self.company.survives(error)
 
     def takes_part(self, model: Any, prepare: Callable[[nn.Module], None]) -> None:
         """The member's model is ready: its decoder is the company's where a step asks for it. `prepare` is
@@ -108,9 +118,11 @@ class Member:
 class Company:
     """Runs of one base, at most so many at a time."""
 
-    def __init__(self, most: int, requests: signals.Requests, passes: int = 0):
-        """`passes` were made before, where runs are resumed."""
+    def __init__(self, most: int, requests: signals.Requests, passes: int = 0, group: Group = ALONE):
+        """`passes` were made before, where runs are resumed. In each process of the group there is a company
+        of the same runs, which have their turns in the same order."""
         self.most, self.passes = most, passes
+        self.group, self._beside = group, group.beside()
         self._requests, self.asked = requests, signals.Requests()
         self.device = "cpu"
         self._base: PreTrainedModel | None = None
@@ -119,11 +131,12 @@ class Company:
         self._turns: list[_Turn] = []
         self._mine = threading.local()
         self._lost: BaseException | None = None
+        self._failed: BaseException | None = None
 
     @property
     def ends(self) -> bool:
         """Whether a signal asked all runs to stop."""
-        return self._requests.stop is not None
+        return self.asked.stop is not None
 
     def run(self, runs: Iterable[tuple[str, Callable[[Member], None]]]) -> None:
         """Carry the runs out, each a name and what its thread does. A run that raises an error is left, and
@@ -136,7 +149,7 @@ class Company:
             while self._turns or waiting:
                 while waiting and len(self._turns) < self.most:
                     self._turns.append(_Turn(Member(waiting[0][0], self), waiting.popleft()[1], self._mine))
-                self.asked.stop, self.asked.saves = self._requests.stop, self._requests.saves
+                self._hear()
                 self._let_all()
                 together = [turn for turn in self._turns if turn.member.batch is not None]
                 if together:
@@ -146,6 +159,19 @@ class Company:
             for turn in self._turns:
                 turn.end(error)
             raise
+
+    def survives(self, error: BaseException) -> bool:
+        """See Member.leaves."""
+        if self._lost is None and self.group.come(self._beside, SECONDS_TO_COME):
+            return True
+        self._failed = error
+        return False
+
+    def _hear(self) -> None:
+        """What signals asked of any process is asked of all."""
+        stop = self.group.most(self._requests.stop or 0)
+        self.asked.stop = signal.Signals(stop) if stop else None
+        self.asked.saves = self.group.most(self._requests.saves)
 
     def wait(self) -> None:
         """Called by a member's thread: let the others have their turn. Raises what ended all runs."""
@@ -184,6 +210,8 @@ class Company:
         """Let each run come to where it waits for the others, or to its end."""
         for turn in list(self._turns):
             turn.let()
+            if self._failed is not None:
+                raise self._failed
             if turn.ended:
                 self._turns.remove(turn)
                 if self._decoder is not None:

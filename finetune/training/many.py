@@ -1,18 +1,22 @@
-"""Train several recipes of one base together, in one process. Loads no torch by itself."""
+"""Train several recipes of one base together, in this process or in several that are started for it. Loads no
+torch by itself."""
 
+import json
 import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from traceback import clear_frames
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import DataError
+from data_prep.temporary import temporary_folder
 from finetune import environment, signals
-from finetune.errors import CheckpointError, FinetuneError, TrainingError
+from finetune.engines.registry import current, of_several
+from finetune.errors import CheckpointError, FinetuneError, LaunchError, LaunchFailed, TrainingError
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.lock import read_lock
 from finetune.recipe.rules.packages import check_packages
@@ -22,6 +26,7 @@ from finetune.runs.folder import RunFolder, open_run
 from finetune.training.start import alone
 
 if TYPE_CHECKING:
+    from finetune.engines.launch.processes import Launch
     from finetune.training.company import Member
 
 logger = logging.getLogger(__name__)
@@ -45,14 +50,17 @@ def start_many(
     *,
     names: Sequence[str] = (),
     most: int = 8,
+    launch: str | None = None,
+    processes: int | None = None,
     allow_code: Collection[str] = (),
     arguments: Sequence[str] = ("train-many",),
 ) -> list[Outcome]:
     """Train the recipes, called by `names`, and resume runs, at most so many at a time; what became of each.
+    With `launch` in so many processes of this machine, which are started as `finetune ARGUMENTS`.
 
     A run that fails or ends leaves, and the others continue. Raises FinetuneError, before anything is
-    trained, where one of them can't be trained together with others; KeyboardInterrupt where Ctrl-C came
-    twice.
+    trained, where one of them can't be trained together with others, or so; LaunchFailed where a process
+    ended; KeyboardInterrupt where Ctrl-C came twice.
     """
     called = _unique([*(names or [loaded.name for loaded in recipes]), *(path.name for path in resumed)])
     if len(called) < 2:
@@ -61,10 +69,8 @@ def start_many(
         )
     if most < 1:
         raise TrainingError(f"at most {most} runs at a time; expected a number from 1.")
-    if environment.is_worker() or environment.has_company():
-        raise TrainingError(
-            "several recipes are trained together in one process: start it without a launcher."
-        )
+    if processes is not None and launch is None:
+        raise LaunchError(f"--processes {processes} needs --launch {_engines()}.")
     wanted = [loaded.recipe for loaded in recipes]
     wanted += [read_lock(open_run(path.resolve()).lock_path).recipe for path in resumed]
     for name, recipe in zip(called, wanted, strict=True):
@@ -72,7 +78,13 @@ def start_many(
         problem = problem_of(recipe)
         if problem is not None:
             raise TrainingError(f"{name}: {problem}. Train it alone.")
+    if launch is not None and not environment.is_worker():
+        plan = _planned(launch, processes, wanted)
+        if plan.processes > 1:
+            return _launched(plan, called, arguments)
     environment.settle_training()
+    if current().takes_over:
+        raise LaunchError(_other_engine(current().name))
     paths = [path.resolve() for path in resumed]
     passes, newest = _where_they_were_together(paths)
     outcomes = [Outcome(name) for name in called]
@@ -82,15 +94,85 @@ def start_many(
         *(partial(_resume, path, allowed, newest.get(path)) for path in paths),
     ]
 
+    from finetune.engines.group import contact, this_group
     from finetune.training.company import Company
     from finetune.training.run_log import heard
 
-    with alone(), signals.listening() as requests, requests.deferring(), heard():
-        Company(most, requests, passes).run(
+    group = this_group()
+    with alone(), signals.listening() as requests, contact(group), requests.deferring(), heard():
+        group.form()
+        Company(most, requests, passes, group).run(
             (environment.RUN_THREAD + outcome.name, partial(_carried_out, outcome, work))
             for outcome, work in zip(outcomes, begun, strict=True)
         )
+        group.leave()
     return outcomes
+
+
+def _planned(launch: str, processes: int | None, recipes: Sequence[Recipe]) -> "Launch":
+    """How the processes are started. Raises LaunchError where the recipes can't be trained so."""
+    from finetune.engines.launch.check import check_launch, plan_launch, refuse_more_than_devices
+
+    plan = plan_launch(launch, processes=processes)
+    environment.settle_training(plan.nodes)
+    if plan.config.engine.takes_over:
+        raise LaunchError(_other_engine(plan.config.engine.name))
+    if plan.nodes > 1:
+        raise LaunchError(
+            "train-many starts processes on one machine; for several, start it on each with torchrun."
+        )
+    for recipe in recipes:
+        check_launch(plan, recipe)
+    refuse_more_than_devices(plan)
+    return plan
+
+
+def _other_engine(name: str) -> str:
+    return (
+        f"train-many in several processes is {_engines()}, and this is {name}, which cuts up a base that the "
+        f"adapters share. Take --launch {_engines()}."
+    )
+
+
+def _engines() -> str:
+    """Those whose processes each have the whole base."""
+    return " or ".join(engine.name for engine in of_several() if not engine.takes_over)
+
+
+def _launched(plan: "Launch", names: Sequence[str], arguments: Sequence[str]) -> list[Outcome]:
+    """The same in processes of their own, the main one of which leaves what became of the runs in a file."""
+    from finetune.engines.launch.processes import import_torch_quietly, run_processes
+
+    import_torch_quietly()
+    with temporary_folder("finetune-launch-") as folder:
+        file = folder / "outcomes.json"
+        failure = run_processes(plan, [*arguments, "--outcomes", str(file)], None)
+        if failure is not None and failure.exit_code in (signals.INTERRUPTED, signals.STOPPED):
+            raise KeyboardInterrupt if failure.exit_code == signals.INTERRUPTED else signals.Stopped
+        if failure is not None:
+            raise LaunchFailed(failure.text(None), failure.exit_code)
+        return [_as_outcome(found) for found in json.loads(file.read_text())]
+
+
+def tell_outcomes(outcomes: Sequence[Outcome], file: Path) -> None:
+    """For the process that started this one."""
+    file.write_text(json.dumps([as_json(outcome) for outcome in outcomes]))
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """What is said of an outcome."""
+    error = None if outcome.error is None else str(outcome.error)
+    folder = None if outcome.folder is None else str(outcome.folder)
+    return {"name": outcome.name, "run": folder, "status": outcome.status, "error": error}
+
+
+def _as_outcome(found: Mapping[str, Any]) -> Outcome:
+    return Outcome(
+        found["name"],
+        None if found["run"] is None else Path(found["run"]),
+        found["status"],
+        None if found["error"] is None else TrainingError(found["error"]),
+    )
 
 
 def problem_of(recipe: Recipe) -> str | None:
@@ -114,7 +196,9 @@ def problem_of(recipe: Recipe) -> str | None:
         == "fp16",
         "train.mlp_tile_tokens is for one adapter": train.mlp_tile_tokens is not None,
         "train.base_arithmetic: fp8 is for one adapter": train.base_arithmetic is not None,
-        "train.sequence_parallel_size is for several processes": train.sequence_parallel_size > 1,
+        "train.sequence_parallel_size shares rows out, which is for one adapter": (
+            train.sequence_parallel_size > 1
+        ),
     }
     return next((text for text, holds in found.items() if holds), None)
 
@@ -129,7 +213,8 @@ def _carried_out(outcome: Outcome, work: "partial[tuple[Path, str]]", member: "M
         outcome.error = error
         _let_go(error)
         outcome.folder = member.folder if member.folder is not None and member.folder.is_dir() else None
-        logger.error(f"{type(error).__name__}: {error}; the other runs continue")
+        go_on = "; the other runs continue" if member.leaves(error) else ""
+        logger.error(f"{type(error).__name__}: {error}{go_on}")
     except KeyboardInterrupt:
         outcome.status = "stopped"
         raise

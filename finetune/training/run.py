@@ -100,7 +100,7 @@ def start(
                 )
                 with _deferring(requests, group), deterministic(lock.recipe.train.deterministic):
                     summary = session.train()
-    if not session.broken_off:
+    if member is None and not session.broken_off:
         group.leave()
     return Ended(run, summary)
 
@@ -171,7 +171,7 @@ def resume(
         )
         with _deferring(requests, group), deterministic(lock.recipe.train.deterministic):
             summary = session.train()
-    if not session.broken_off:
+    if member is None and not session.broken_off:
         group.leave()
     return Ended(run, summary)
 

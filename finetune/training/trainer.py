@@ -113,6 +113,9 @@ class ExactTrainer(Trainer):
         """As transformers does, and as the engine needs it."""
         super().create_accelerator_and_postprocess()
         self.engine.adapt(self.accelerator)
+        if self.member is not None:
+            # No DistributedDataParallel: it expects each of its models to have a backward pass of its own.
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As transformers does, with groups of their own for weights that have other learning rates."""
@@ -221,9 +224,21 @@ class ExactTrainer(Trainer):
         """A micro-batch forward and backward, by itself or in its company."""
         if self.member is None:
             return super().training_step(model, inputs, *arguments)
-        seed = seed_of(self.args.seed, self.state.global_step, len(self.step_losses))
+        of_rank = [self.group.rank] if self.group.rank else []
+        seed = seed_of(self.args.seed, self.state.global_step, len(self.step_losses), *of_rank)
         with self.member.together(seed):
-            return super().training_step(model, inputs, *arguments)
+            loss = super().training_step(model, inputs, *arguments)
+        if self.accelerator.sync_gradients:
+            self._average_gradients()
+        return loss
+
+    def _average_gradients(self) -> None:
+        """Over the processes, after a step's last micro-batch; a weight that this one had nothing for has
+        zeros."""
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        own = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        for weight, mean in zip(weights, self.group.average(own), strict=True):
+            weight.grad = mean
 
     def compute_loss(
         self,

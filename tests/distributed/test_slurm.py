@@ -1,6 +1,7 @@
 """A real Slurm of two nodes on this machine: trainings that it stops, queues again and ends."""
 
 import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,38 @@ def test_a_job_whose_node_dies_ends_in_the_same_adapter(
     assert slurm.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", seconds=240) == "COMPLETED", told(run)
     assert int(slurm.field(job, "Restarts")) >= 1
     assert "resuming from checkpoint-" in told(run)
+    assert same(run, whole)
+
+
+@pytest.mark.parametrize("node", ["n1", "n2"])
+def test_a_job_whose_daemon_dies_ends_in_the_same_adapter(
+    train: Train, tmp_path: Path, environment: dict[str, str], slurm: Slurm, node: str
+) -> None:
+    """The node's daemon alone: Slurm takes the node for dead and queues the job again, while what it ran there
+    lives on, with the run's lock."""
+    whole = train("--launch", "ddp", "--processes", "2", train=STEPS | {"max_steps": 2000})
+    job, run = submitted(slurm, tmp_path, environment, "--launch", "ddp")
+    wait_for_checkpoint(slurm, job, run, 20)
+    slurm.stop(node, signal.SIGKILL)
+    slurm.wait_until(job, "Restarts", "1")
+    slurm.start_node(node)
+    assert slurm.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", seconds=240) == "COMPLETED", told(run)
+    assert "resuming from checkpoint-" in told(run)
+    assert same(run, whole)
+
+
+def test_a_job_whose_time_is_over_ends_in_the_same_adapter(
+    train: Train, tmp_path: Path, environment: dict[str, str], slurm: Slurm
+) -> None:
+    """Slurm's own clock sends the signal."""
+    whole = train("--launch", "ddp", "--processes", "2", train=STEPS | {"max_steps": 6000, "save_every": 500})
+    job, run = submitted(
+        slurm, tmp_path, environment,
+        "--launch", "ddp", "--job", "time=00:02:00", "--grace-seconds", "10",
+    )  # fmt: skip
+    assert slurm.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", seconds=500) == "COMPLETED", told(run)
+    assert int(slurm.field(job, "Restarts")) >= 1
+    assert "stopped after step" in told(run)
     assert same(run, whole)
 
 

@@ -92,6 +92,10 @@ class Slurm:
             time.sleep(0.2)
         return state
 
+    def wait_until(self, job: str, name: str, value: str, seconds: float = 120) -> None:
+        """Until a field of a job has this value."""
+        _until(lambda: self.field(job, name) == value, f"{name} of job {job} is {value}", seconds)
+
     def start(self, name: str, *words: str) -> None:
         """A daemon, in the foreground of a process of ours."""
         log = (self.folder / f"{name}.out").open("wb")

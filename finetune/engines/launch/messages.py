@@ -22,7 +22,10 @@ class ToLauncher(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Leave one message; a line at once, so that none is read in half."""
-        line = {"name": record.name, "level": record.levelno, "message": record.getMessage()}
+        line = {
+            "name": record.name, "levelno": record.levelno, "levelname": record.levelname,
+            "msg": record.getMessage(), "threadName": record.threadName,
+        }  # fmt: skip
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
 
@@ -46,8 +49,10 @@ class FromWorkers:
         """Log what was said since the last call."""
         *lines, self._part = (self._part + self._file.read()).split("\n")
         for line in lines:
-            said = json.loads(line)
-            logging.getLogger(said["name"]).log(said["level"], "%s", said["message"])
+            said = logging.makeLogRecord(json.loads(line))
+            logger = logging.getLogger(said.name)
+            if logger.isEnabledFor(said.levelno):
+                logger.handle(said)
 
     def finish(self) -> None:
         """Log the rest."""

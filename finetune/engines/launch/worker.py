@@ -28,8 +28,10 @@ def end_with_launcher() -> None:
 
 
 def leave_terminal() -> None:
-    """Output of the processes beside the main one goes to the run's logs/rank-N.log."""
-    folder, rank = environment.run_folder(), os.environ.get("RANK", "0")
+    """Output of the processes beside the main one goes to the run's logs/rank-N.log; where they have several
+    runs, to a file that ends with the launch: each run has its own log."""
+    store, rank = environment.store_file(), os.environ.get("RANK", "0")
+    folder = environment.run_folder() or (store.parent if store is not None else None)
     if folder is None or rank == "0":
         return
     log = folder / "logs" / f"rank-{rank}.log"

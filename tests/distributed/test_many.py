@@ -1,0 +1,181 @@
+"""Several adapters of one base in two processes: each is what it is alone in two."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from finetune.recipe.schema import Recipe
+from finetune.runs.folder import RunFolder
+from tests.distributed.launches import difference
+from tests.support.processes import adapter_of, assert_equal, start, wait_for
+from tests.support.recipes import MakeRecipe
+
+SGD: dict[str, Any] = {
+    "optimizer": "sgd", "learning_rate": 0.5, "precision": "fp32", "max_steps": 6, "global_batch_size": 4,
+    "micro_batch_size": 1,
+}  # fmt: skip
+SAVING: dict[str, Any] = SGD | {"optimizer": "adamw", "learning_rate": 1e-2, "max_steps": 24, "save_every": 4}
+TWO = ("--launch", "ddp", "--processes", "2")
+
+
+class Launcher:
+    """`finetune VERB` on recipes, in two processes."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]):
+        self.folder, self.environment = folder, environment
+
+    def start(self, verb: str, *words: str) -> subprocess.Popen[str]:
+        """Begin."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "finetune", verb, *words, *TWO],
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, verb: str, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """To the end."""
+        process = self.start(verb, *words)
+        stdout, stderr = process.communicate(timeout=240)
+        assert process.returncode == code, stdout + stderr
+        assert "Traceback" not in stderr, stderr
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def write(self, name: str, recipe: Recipe) -> str:
+        """A recipe's file, whose runs are in a folder of the same name."""
+        placed = recipe.model_copy(
+            update={"output": type(recipe.output)(folder=str(self.folder / f"of-{name}"))}
+        )
+        (self.folder / f"{name}.yaml").write_text(placed.model_dump_json(exclude_unset=True))
+        return f"{name}.yaml"
+
+    def run(self, name: str, number: int = 1) -> RunFolder:
+        """One of a recipe's runs."""
+        return RunFolder(self.folder / f"of-{name}" / f"{name}-{number:03}")
+
+
+@pytest.fixture
+def launcher(tmp_path: Path, environment: dict[str, str]) -> Launcher:
+    """In the test's folder."""
+    return Launcher(tmp_path, environment)
+
+
+def test_each_adapter_is_what_it_is_alone(make_recipe: MakeRecipe, launcher: Launcher) -> None:
+    """In as many processes, with accumulation; one leaves earlier, one has other targets and AdamW."""
+    few = {"rank": 4, "target_modules": ["q_proj", "down_proj"]}
+    first = launcher.write("first", make_recipe(train=SGD))
+    second = launcher.write(
+        "second", make_recipe(train=SAVING | {"max_steps": 3, "evaluate_every": 1}, adapter=few)
+    )
+    said = launcher("train-many", first, second).stdout
+    assert "first: step 6/6" in said
+    assert "second: step 3/3" in said
+    assert said.count("finished") == 2
+    for name in ("first", "second"):
+        launcher("train", f"{name}.yaml")
+        together, alone = launcher.run(name), launcher.run(name, 2)
+        assert difference(adapter_of(together), adapter_of(alone)) < 1e-5, name
+        losses = [run.read_summary()["evaluation_loss"] for run in (together, alone)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert difference(adapter_of(launcher.run("first")), adapter_of(start(make_recipe(train=SGD)))) < 1e-5
+
+
+@pytest.mark.long
+def test_a_run_that_fails_leaves_the_others_alone(
+    make_recipe: MakeRecipe, launcher: Launcher, tmp_path: Path
+) -> None:
+    """In both processes, and the other's bits are as if it had come to its end there."""
+    trained = start(make_recipe(train=SGD | {"max_steps": 1}), "broken").adapter
+    broken = shutil.copytree(trained, tmp_path / "broken")
+    weights = load_file(broken / "adapter_model.safetensors")
+    wild = {name: weight * (1e30 if "lora_A" in name else 1) for name, weight in weights.items()}
+    save_file(wild, broken / "adapter_model.safetensors", {"format": "pt"})
+    launcher.write("steady", make_recipe(train=SGD))
+    launcher.write("short", make_recipe(train=SGD | {"max_steps": 1}))
+    launcher.write(
+        "bad",
+        make_recipe(train=SGD, adapter={"continue_from": str(broken)}, data={"evaluation": None}),
+    )
+    told = launcher("train-many", "steady.yaml", "bad.yaml", code=2)
+    assert "at step 1; nothing was updated" in told.stdout + told.stderr
+    assert launcher.run("bad").read_summary()["status"] == "failed"
+    launcher("train-many", "steady.yaml", "short.yaml")
+    assert_equal(adapter_of(launcher.run("steady")), adapter_of(launcher.run("steady", 2)))
+
+
+@pytest.mark.long
+def test_a_failure_of_one_process_ends_all_runs(
+    make_recipe: MakeRecipe, launcher: Launcher, tmp_path: Path
+) -> None:
+    """The main process finds a run's lock held, and the other one waits for it in the midst of that run's
+    start: both end, with the reason."""
+    launcher.write("one", make_recipe(train=SAVING | {"max_steps": 4}))
+    launcher.write("two", make_recipe(train=SAVING))
+    launcher("train-many", "one.yaml", "two.yaml")
+    run = launcher.run("two")
+    run.write_summary({"status": "running"})
+    shutil.rmtree(run.checkpoints / "checkpoint-24")
+    with run.claimed():
+        told = launcher("train-many", "one.yaml", "--resume", str(run.path), code=2)
+    assert "is being trained by process" in told.stderr
+    assert len(told.stderr.splitlines()) == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_runs_resume_together_bit_for_bit(
+    make_recipe: MakeRecipe, launcher: Launcher, end: signal.Signals
+) -> None:
+    """The launcher killed, or told to stop, in the middle: both end in the uninterrupted adapters, dropout
+    included."""
+    for name, seed in (("one", 1), ("two", 2)):
+        launcher.write(name, make_recipe(train=SAVING | {"seed": seed}, adapter={"dropout": 0.1}))
+    launcher("train-many", "one.yaml", "two.yaml")
+    process = launcher.start("train-many", "one.yaml", "two.yaml")
+    runs = [launcher.run(name, 2) for name in ("one", "two")]
+    wait_for(runs[0].checkpoints / "checkpoint-4" / "complete.json", process)
+    process.send_signal(end)
+    process.communicate(timeout=120)
+    assert process.returncode == (75 if end == signal.SIGTERM else -signal.SIGKILL)
+    assert not any(run.finished for run in runs)
+    launcher("train-many", *(word for run in runs for word in ("--resume", str(run.path))))
+    for name, run in zip(("one", "two"), runs, strict=True):
+        assert_equal(adapter_of(run), adapter_of(launcher.run(name)))
+        assert torch.tensor(json.loads(run.metrics_path.read_text().splitlines()[-1])["step"]) == 24
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--launch", "fsdp2", "--processes", "2"), "train-many in several processes is ddp, and this is"),
+        (("--launch", "ddp", "--processes", "3"), "global_batch_size"),
+        (("--processes", "2"), "needs --launch ddp"),
+    ],
+)
+def test_what_cannot_be_launched(
+    make_recipe: MakeRecipe, launcher: Launcher, words: tuple[str, ...], message: str
+) -> None:
+    """One message, before anything is started."""
+    launcher.write("one", make_recipe(train=SGD))
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune", "train-many", "one.yaml", "one.yaml", *words],
+        env=launcher.environment,
+        cwd=launcher.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert not (launcher.folder / "of-one").exists()
