@@ -41,7 +41,7 @@ def trainer_of(way: str, steps: int, rows: int, folder: Path) -> ExactTrainer:
         [
             "adapter=null", "adapter.method=full", f"train.learning_rate={RATE}",
             f"train.precision={arithmetic}", f"train.weights_dtype={weights}",
-            "train.epochs=null", f"train.max_steps={steps}",
+            "data.train.0.rows=720", "train.epochs=null", f"train.max_steps={steps}",
             "train.evaluate_every=never", "train.save_every=never",
             f"train.global_batch_size={rows}", f"train.micro_batch_size={rows}", "train.schedule=constant",
             "train.warmup_ratio=0", "evaluate.max_rows=10", "tracking.tracker=none",

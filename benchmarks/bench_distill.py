@@ -89,7 +89,8 @@ def learn(folder: Path, asked: argparse.Namespace) -> None:
     common: dict[str, Any] = {
         "output.folder": str(folder / "runs"), "tracking.tracker": "none", "train.epochs": None,
         "train.evaluate_every": "never", "train.save_every": "never", "train.rehearsal": False,
-        "evaluate.metrics": ["loss"],
+        "evaluate.metrics": ["loss"], "train.learning_rate": 1e-3, "train.global_batch_size": 8,
+        "train.micro_batch_size": 8,
     }  # fmt: skip
     teacher = finetune.train(QUICKSTART, {**rows(600, asked.rows), **common, "train.max_steps": 60})
     finetune.prune(QUICKSTART, folder / "half", {**common, **rows(8)}, drop_layers=15)

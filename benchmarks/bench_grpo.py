@@ -30,7 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 RECIPE = ROOT / "recipes" / "grpo" / "orders.yaml"
 HELD_OUT = 128
-START_STEPS = 20
+START = {
+    "data.train.0.rows": 720, "train.epochs": None, "train.max_steps": 20, "train.learning_rate": 1e-3,
+    "train.global_batch_size": 8, "train.micro_batch_size": 8,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -64,9 +67,7 @@ def learn(folder: Path, asked: argparse.Namespace) -> None:
             "sources": [{"generated": "orders", "split": "held_out", "rows": HELD_OUT, "format": "messages"}]
         },
     }  # fmt: skip
-    start: Any = asked.start or finetune.train(
-        QUICKSTART, {**common, "train.epochs": None, "train.max_steps": START_STEPS}
-    )
+    start: Any = asked.start or finetune.train(QUICKSTART, {**common, **START})
     before = finetune.evaluate(start, QUICKSTART, common)
     print(f"supervised start: exact match {_interval(before)}", flush=True)
     changed = {**common, "adapter.continue_from": str(start if asked.start else start.folder)}

@@ -122,8 +122,9 @@ def changes(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "tracking.tracker": "none",
         "output.folder": str(folder / "runs"),
     }
+    found |= {"train.global_batch_size": 8, "train.micro_batch_size": 8}
     if asked.rows is None:
-        return found
+        return found | {"data.train.0.rows": 720}
     source = {"path": str(asked.rows.resolve()), "format": "alpaca"}
     return found | {"data.train": [source], "data.evaluation": {"rows": 60}}
 

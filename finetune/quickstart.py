@@ -61,6 +61,7 @@ def walk(recipe: Recipe) -> dict[str, Any]:
             key: summary[key]
             for key in ("evaluation_loss_before", "evaluation_loss", "tokens", "tokens_per_second", "steps")
         },
+        "precision": choose_precision(recipe.train.precision).name,
         "training_minutes": summary["seconds"] / 60,
         "total_minutes": (time.perf_counter() - started) / 60,
         "peak_memory_bytes": summary["peak_memory_bytes"],
@@ -98,8 +99,8 @@ def table(result: dict[str, Any]) -> list[str]:
         f"{'loss':22} {result['evaluation_loss_before']:>10.4f} {result['evaluation_loss']:>10.4f}"
         "   per token of their answers",
         "",
-        f"{'speed':22} {result['tokens_per_second']:>10,.0f} tokens/s, {result['tokens']:,} tokens in "
-        f"{result['steps']} steps",
+        f"{'speed':22} {result['tokens_per_second']:>10,.0f} tokens/s in {result['precision']}, "
+        f"{result['tokens']:,} tokens in {result['steps']} steps",
         f"{'peak memory':22} {result['peak_memory_bytes'] / 1e9:>10.2f} GB",
         f"{'time':22} {result['training_minutes']:>10.1f} minutes of training, {result['total_minutes']:.1f} "
         "in all",

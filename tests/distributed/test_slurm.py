@@ -113,7 +113,7 @@ def test_a_job_whose_daemon_dies_ends_in_the_same_adapter(
 ) -> None:
     """The node's daemon alone: Slurm takes the node for dead and queues the job again, while what it ran there
     lives on, with the run's lock."""
-    whole = train("--launch", "ddp", "--processes", "2", train=STEPS | {"max_steps": 2000})
+    whole = train("--launch", "ddp", "--processes", "2", train=STEPS | {"max_steps": 500})
     job, run = submitted(slurm, tmp_path, environment, "--launch", "ddp")
     wait_for_checkpoint(slurm, job, run, 20)
     slurm.stop(node, signal.SIGKILL)
