@@ -96,7 +96,12 @@ def trained(name: str, folder: Path) -> Path:
                 "train.learning_rate": float(of.learning_rate),
             }
             | {"train.global_batch_size": 4, "train.micro_batch_size": 4, "train.schedule": "constant"}
-            | {"data.train.0.rows": 720, "train.warmup_ratio": 0, "train.evaluate_every": "never", "train.save_every": "never"}
+            | {
+                "data.train.0.rows": 720,
+                "train.warmup_ratio": 0,
+                "train.evaluate_every": "never",
+                "train.save_every": "never",
+            }
             | {"evaluate.max_rows": 10, "tracking.tracker": "none", "output.folder": str(path)}
             | of.changes,
         )
