@@ -113,9 +113,9 @@ def test_a_job_whose_daemon_dies_ends_in_the_same_adapter(
 ) -> None:
     """The node's daemon alone: Slurm takes the node for dead and queues the job again, while what it ran there
     lives on, with the run's lock."""
-    whole = train("--launch", "ddp", "--processes", "2", train=STEPS | {"max_steps": 500})
+    whole = train("--launch", "ddp", "--processes", "2", train=STEPS | {"max_steps": 3000, "save_every": 100})
     job, run = submitted(slurm, tmp_path, environment, "--launch", "ddp")
-    wait_for_checkpoint(slurm, job, run, 20)
+    wait_for_checkpoint(slurm, job, run, 100)
     slurm.stop(node, signal.SIGKILL)
     slurm.wait_until(job, "Restarts", "1")
     slurm.start_node(node)
@@ -128,7 +128,7 @@ def test_a_job_whose_time_is_over_ends_in_the_same_adapter(
     train: Train, tmp_path: Path, environment: dict[str, str], slurm: Slurm
 ) -> None:
     """Slurm's own clock sends the signal."""
-    whole = train("--launch", "ddp", "--processes", "2", train=STEPS | {"max_steps": 6000, "save_every": 500})
+    whole = train("--launch", "ddp", "--processes", "2", train=STEPS | {"max_steps": 3500, "save_every": 500})
     job, run = submitted(
         slurm, tmp_path, environment,
         "--launch", "ddp", "--job", "time=00:02:00", "--grace-seconds", "10",
