@@ -81,7 +81,7 @@ def start_many(
     if launch is not None and not environment.is_worker():
         plan = _planned(launch, processes, wanted)
         if plan.processes > 1:
-            return _launched(plan, called, arguments)
+            return _launched(plan, arguments)
     environment.settle_training()
     if current().takes_over:
         raise LaunchError(_other_engine(current().name))
@@ -124,6 +124,7 @@ def _planned(launch: str, processes: int | None, recipes: Sequence[Recipe]) -> "
     for recipe in recipes:
         check_launch(plan, recipe)
     refuse_more_than_devices(plan)
+    plan.config.engine.prepare_launch()
     return plan
 
 
@@ -139,7 +140,7 @@ def _engines() -> str:
     return " or ".join(engine.name for engine in of_several() if not engine.takes_over)
 
 
-def _launched(plan: "Launch", names: Sequence[str], arguments: Sequence[str]) -> list[Outcome]:
+def _launched(plan: "Launch", arguments: Sequence[str]) -> list[Outcome]:
     """The same in processes of their own, the main one of which leaves what became of the runs in a file."""
     from finetune.engines.launch.processes import import_torch_quietly, run_processes
 
