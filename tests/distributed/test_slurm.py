@@ -124,21 +124,6 @@ def test_a_job_whose_daemon_dies_ends_in_the_same_adapter(
     assert same(run, whole)
 
 
-def test_a_job_whose_time_is_over_ends_in_the_same_adapter(
-    train: Train, tmp_path: Path, environment: dict[str, str], slurm: Slurm
-) -> None:
-    """Slurm's own clock sends the signal."""
-    whole = train("--launch", "ddp", "--processes", "2", train=STEPS | {"max_steps": 3500, "save_every": 500})
-    job, run = submitted(
-        slurm, tmp_path, environment,
-        "--launch", "ddp", "--job", "time=00:02:00", "--grace-seconds", "10",
-    )  # fmt: skip
-    assert slurm.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", seconds=500) == "COMPLETED", told(run)
-    assert int(slurm.field(job, "Restarts")) >= 1
-    assert "stopped after step" in told(run)
-    assert same(run, whole)
-
-
 def test_a_job_that_is_cancelled_stays_so(
     train: Train, tmp_path: Path, environment: dict[str, str], slurm: Slurm
 ) -> None:
