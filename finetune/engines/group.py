@@ -1,6 +1,7 @@
 """The processes of a run: which one this is, and what they agree on. Only tensors travel, never pickled
 objects."""
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,7 @@ class Group:
                     f"{torch.cuda.device_count()}. Start at most one process for each (--processes); under "
                     "Slurm give a task all GPUs of its machine, and not --gpus-per-task=1."
                 )
-            torch.cuda.set_device(self.local_rank)
+            self.take_device()
         else:
             # Otherwise DeepSpeed looks for a GPU, and takes its absence for an error.
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -79,15 +80,22 @@ class Group:
         """Another way between the same processes, whose operations are in no other's way; None for one."""
         return None if self.world_size == 1 else distributed.new_group(backend="gloo")
 
-    def come(self, way: "distributed.ProcessGroup | None", seconds: float) -> bool:
-        """Whether every process comes here, by this way, within so long."""
+    def say_the_same(self, way: "distributed.ProcessGroup | None", text: str, seconds: float) -> bool:
+        """Whether every process comes here, by this way, within so long, and says the same."""
         if way is None:
             return True
+        said = torch.frombuffer(bytearray(hashlib.blake2b(text.encode()).digest()), dtype=torch.uint8)
+        heard = [torch.empty_like(said) for _ in range(self.world_size)]
         try:
-            arrival = distributed.barrier(way, async_op=True)
-            return bool(arrival.wait(timedelta(seconds=seconds)))
+            distributed.all_gather(heard, said, way, async_op=True).wait(timedelta(seconds=seconds))
         except RuntimeError:
             return False
+        return all(torch.equal(one, said) for one in heard)
+
+    def take_device(self) -> None:
+        """This process's GPU, where there are several processes, is this thread's."""
+        if self.world_size > 1 and torch.cuda.is_available():
+            torch.cuda.set_device(self.local_rank)
 
     def leave(self) -> None:
         """Part from the others, all at once: a connection that is left to the interpreter's end can abort the

@@ -26,9 +26,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from finetune import signals
 from finetune.engines.group import ALONE, Group
-from finetune.errors import ModelError
+from finetune.errors import ModelError, PeerLost, TrainingError
 from finetune.models.adapters.joint import AdapterBatch, JointDecoder
 from finetune.models.architectures.base import DECODER
+from finetune.models.kernels.noise import seed_of
 from finetune.models.sharing import sharing_weights
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Member:
     def leaves(self, error: BaseException) -> bool:
         """Whether the others continue after this error. They don't where it isn't every process's: the
         rest wait for this one in the midst of the member's step."""
-        return self.company.survives(error)
+        return self.company.survives(self.name, error)
 
     def takes_part(self, model: Any, prepare: Callable[[nn.Module], None]) -> None:
         """The member's model is ready: its decoder is the company's where a step asks for it. `prepare` is
@@ -160,15 +161,27 @@ class Company:
                 turn.end(error)
             raise
 
-    def survives(self, error: BaseException) -> bool:
-        """See Member.leaves."""
-        if self._lost is None and self.group.come(self._beside, SECONDS_TO_COME):
+    def survives(self, name: str, error: BaseException) -> bool:
+        """See Member.leaves. Two runs may fail at once, each in another process."""
+        if self._lost is not None or isinstance(error, PeerLost):
+            self._failed = self._lost or error
+            return False
+        if self.group.say_the_same(self._beside, f"{self.passes} {name}", SECONDS_TO_COME):
             return True
-        self._failed = error
+        self._failed = TrainingError(
+            f"{name} failed in process {self.group.rank} alone, where all others wait for it, so every run "
+            f"ended: {type(error).__name__}: {error}"
+        )
         return False
 
     def _hear(self) -> None:
-        """What signals asked of any process is asked of all."""
+        """What signals asked of any process is asked of all.
+
+        Raises TrainingError where the processes don't have the same runs: their sums would be of others'.
+        """
+        runs = seed_of(*(turn.member.name for turn in self._turns))
+        if self.group.most(runs) != -self.group.most(-runs):
+            raise TrainingError("the processes don't train the same runs any more; resume them.")
         stop = self.group.most(self._requests.stop or 0)
         self.asked.stop = signal.Signals(stop) if stop else None
         self.asked.saves = self.group.most(self._requests.saves)
@@ -264,6 +277,7 @@ class _Turn:
 
         def run() -> None:
             mine.turn = self
+            member.company.group.take_device()  # a thread begins with the first
             self._go.acquire()
             try:
                 work(member)

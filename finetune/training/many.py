@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from traceback import clear_frames
+from traceback import clear_frames, format_exception
 from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import DataError
@@ -99,12 +99,13 @@ def start_many(
     from finetune.training.run_log import heard
 
     group = this_group()
-    with alone(), signals.listening() as requests, contact(group), requests.deferring(), heard():
+    with alone(), signals.listening() as requests, contact(group), heard():
         group.form()
-        Company(most, requests, passes, group).run(
-            (environment.RUN_THREAD + outcome.name, partial(_carried_out, outcome, work))
-            for outcome, work in zip(outcomes, begun, strict=True)
-        )
+        with requests.deferring():
+            Company(most, requests, passes, group).run(
+                (environment.RUN_THREAD + outcome.name, partial(_carried_out, outcome, work))
+                for outcome, work in zip(outcomes, begun, strict=True)
+            )
         group.leave()
     return outcomes
 
@@ -147,7 +148,8 @@ def _launched(plan: "Launch", arguments: Sequence[str]) -> list[Outcome]:
     import_torch_quietly()
     with temporary_folder("finetune-launch-") as folder:
         file = folder / "outcomes.json"
-        failure = run_processes(plan, [*arguments, "--outcomes", str(file)], None)
+        verb, *words = arguments
+        failure = run_processes(plan, [verb, "--outcomes", str(file), *words], None)
         if failure is not None and failure.exit_code in (signals.INTERRUPTED, signals.STOPPED):
             raise KeyboardInterrupt if failure.exit_code == signals.INTERRUPTED else signals.Stopped
         if failure is not None:
@@ -210,12 +212,14 @@ def _carried_out(outcome: Outcome, work: "partial[tuple[Path, str]]", member: "M
         if member.comes_too_late:
             raise KeyboardInterrupt
         outcome.folder, outcome.status = work(member)
-    except (FinetuneError, DataError, OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
+        expected = isinstance(error, FinetuneError | DataError | OSError | MemoryError | RuntimeError)
+        told = f"{type(error).__name__}: {error}" if expected else "".join(format_exception(error)).strip()
         outcome.error = error
         _let_go(error)
         outcome.folder = member.folder if member.folder is not None and member.folder.is_dir() else None
         go_on = "; the other runs continue" if member.leaves(error) else ""
-        logger.error(f"{type(error).__name__}: {error}{go_on}")
+        logger.error(told + go_on)
     except KeyboardInterrupt:
         outcome.status = "stopped"
         raise

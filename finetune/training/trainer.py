@@ -233,12 +233,16 @@ class ExactTrainer(Trainer):
         return loss
 
     def _average_gradients(self) -> None:
-        """Over the processes, after a step's last micro-batch; a weight that this one had nothing for has
-        zeros."""
+        """Over the processes, after a step's last micro-batch. A weight that only another one had something
+        for has zeros here; one that none had something for stays without."""
+        if self.group.world_size == 1:
+            return
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         own = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-        for weight, mean in zip(weights, self.group.average(own), strict=True):
-            weight.grad = mean
+        known = own[0].new_tensor([weight.grad is not None for weight in weights])
+        *means, shares = self.group.average([*own, known])
+        for weight, mean, share in zip(weights, means, shares.tolist(), strict=True):
+            weight.grad = mean if share else None
 
     def compute_loss(
         self,
