@@ -212,7 +212,7 @@ def _carried_out(outcome: Outcome, work: "partial[tuple[Path, str]]", member: "M
         if member.comes_too_late:
             raise KeyboardInterrupt
         outcome.folder, outcome.status = work(member)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - told, and kept as the outcome
         expected = isinstance(error, FinetuneError | DataError | OSError | MemoryError | RuntimeError)
         told = f"{type(error).__name__}: {error}" if expected else "".join(format_exception(error)).strip()
         outcome.error = error
