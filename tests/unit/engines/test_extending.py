@@ -55,7 +55,7 @@ def test_one_more_in_the_tuple_is_everywhere(
     assert "--launch pairs does not go with this recipe on 4 GPUs; expected one of ddp, zero1" in shown
     path = tmp_path / "pairs.yaml"
     path.write_text("distributed_type: MULTI_CPU\nnum_processes: 2\n")
-    assert says("check", "quickstart", "--launch", str(path), "train.micro_batch_size=4")[0] == 0
+    assert says("check", "quickstart", "--launch", str(path), "train.micro_batch_size=2")[0] == 0
     code, shown = says("check", "quickstart", "--launch", str(path), "adapter.method=qlora")
     assert code == 2
     assert "qlora with --launch pairs: pairs have no NF4. Take ddp." in shown
