@@ -22,7 +22,9 @@ peers     TRL, Liger and Unsloth, those that are installed (peers.py), beside `l
 """
 
 import argparse
+import gc
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -52,11 +54,16 @@ from benchmarks.gpu.models import (
     write_base,
 )
 from benchmarks.gpu.numbers import BOUNDS, distances, has_fp8
+from finetune.errors import FinetuneError
 from finetune.models.device import is_out_of_memory
 
 ROW, ROWS, LONGEST = 4096, 2, 65_536
-PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362, "RTX 4090": 165}
-"""TFLOP/s of dense products in bf16, as NVIDIA's data sheets have them, by a part of the card's name."""
+PEAKS = {
+    "NVIDIA H100 PCIe": 756, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989, "NVIDIA B200": 2250,
+    "NVIDIA A100-SXM4-40GB": 312, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA A100-PCIE-40GB": 312,
+    "NVIDIA A100 80GB PCIe": 312, "NVIDIA L40S": 362, "NVIDIA GeForce RTX 4090": 165,
+}  # fmt: skip
+"""TFLOP/s of dense products in bf16, as NVIDIA's data sheets have them, by the card's whole name."""
 
 
 @dataclass
@@ -69,6 +76,8 @@ class Bench:
     minutes: float
     started: float = field(default_factory=time.monotonic)
     results: dict[str, Any] = field(default_factory=dict)
+    file: Path | None = None
+    """Where the results are as soon as they are there."""
 
     @property
     def row(self) -> int:
@@ -96,8 +105,7 @@ class Bench:
     @property
     def peak(self) -> float | None:
         """The card's bf16 TFLOP/s by its data sheet; None where it is not known."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-        return next((float(peak) for part, peak in PEAKS.items() if part in name), None)
+        return PEAKS.get(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
 
     def seconds_left(self) -> float:
         """Of the minutes."""
@@ -106,6 +114,8 @@ class Bench:
     def put(self, part: str, values: dict[str, Any]) -> None:
         """Keep what was measured, and print it."""
         self.results[part] = values
+        if self.file is not None:
+            write_whole(self.file, self.results)
         cells = (
             f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in values.items()
@@ -169,8 +179,10 @@ def peft(bench: Bench) -> None:
 
 def peers(bench: Bench) -> None:
     """Each in a process of its own: they change the libraries that they use."""
-    from benchmarks.gpu.peers import MODULES
+    from benchmarks.gpu.peers import MODULES, write_tokenizer
 
+    write_tokenizer(bench.base)  # here: one of them changes the library that this loads, if it comes first
+    free_memory(bench.device)
     for name, module in MODULES.items():
         if find_spec(module) is None:
             bench.put(name, {"left out": "not installed"})
@@ -185,10 +197,11 @@ def peers(bench: Bench) -> None:
         except subprocess.TimeoutExpired:
             bench.put(name, {"left out": f"{bench.minutes:g} minutes are over"})
             continue
-        if ended.returncode:
+        said = [line for line in ended.stdout.splitlines() if line.startswith('{"version"')]
+        if ended.returncode or not said:
             bench.put(name, {"ends": (ended.stderr.strip().splitlines() or ["without a word"])[-1]})
         else:
-            bench.put(name, json.loads(ended.stdout.splitlines()[-1]))
+            bench.put(name, json.loads(said[-1]))
 
 
 def dpo(bench: Bench) -> None:
@@ -247,7 +260,7 @@ def lengths(bench: Bench) -> None:
 
 PARTS: dict[str, Callable[[Bench], None]] = {
     "numbers": numbers, "gemm": gemm, "lora": lora, "packs": packs, "qlora": qlora, "fp8": fp8, "dpo": dpo,
-    "peft": peft, "lengths": lengths, "peers": peers,
+    "peft": peft, "peers": peers, "lengths": lengths,
 }  # fmt: skip
 
 
@@ -283,18 +296,19 @@ def _measure(
 
 @contextmanager
 def _model(bench: Bench, build: Callable[[], Any]) -> Iterator[Any]:
-    """A model, whose memory is free afterwards."""
-    if bench.device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    """A model, in memory that is free of those before it: its layers refer to each other in circles."""
+    free_memory(bench.device)
     model = build()
     model.train()
-    try:
-        yield model
-    finally:
-        del model
-        if bench.device.type == "cuda":
-            torch.cuda.empty_cache()
+    yield model
+
+
+def free_memory(device: torch.device) -> None:
+    """Of what nothing refers to any longer, and begin to count the most that is held."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def memory_of(device: torch.device) -> dict[str, float]:
@@ -340,7 +354,7 @@ def main() -> None:
         raise SystemExit("bench-gpu needs an NVIDIA GPU, and torch finds none (`finetune doctor` says why).")
     device = torch.device(asked.device)
     with tempfile.TemporaryDirectory() as name:
-        bench = Bench(device, asked.shape, Path(name) / "base", asked.minutes)
+        bench = Bench(device, asked.shape, Path(name) / "base", asked.minutes, file=asked.json)
         bench.put("machine", machine(device))
         if set(asked.parts) - {"numbers", "gemm"}:
             write_base(bench.base, asked.shape, device)
@@ -350,12 +364,17 @@ def main() -> None:
                 continue
             try:
                 PARTS[part](bench)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
+            except (RuntimeError, FinetuneError) as error:
+                if not is_out_of_memory(error) and not isinstance(error, FinetuneError):
                     raise
-                bench.put(part, {"ends": "out of memory"})
-        if asked.json is not None:
-            asked.json.write_text(json.dumps(bench.results, indent=1) + "\n")
+                bench.put(part, {"ends": str(error) if isinstance(error, FinetuneError) else "out of memory"})
+
+
+def write_whole(file: Path, results: dict[str, Any]) -> None:
+    """The results in place of those before, at once."""
+    whole = file.with_name(f".{file.name}")
+    whole.write_text(json.dumps(results, indent=1) + "\n")
+    os.replace(whole, file)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

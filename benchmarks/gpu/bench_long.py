@@ -11,7 +11,6 @@ takes eight minutes on an H100.
 
 import argparse
 import json
-import os
 import resource
 import tempfile
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.bench_gpu import Bench, machine, memory_of
+from benchmarks.gpu.bench_gpu import machine, memory_of, write_whole
 from benchmarks.gpu.models import SHAPES, Setting, optimizer_of, ours, pack, seconds_of, take_step, write_base
+from finetune.errors import ModelError
 from finetune.models.device import is_out_of_memory
 
 LENGTHS = {"8b": (98_304, 131_072, 196_608, 262_144, 343_000, 439_296), "tiny": (128, 256, 320)}
@@ -47,9 +47,7 @@ def main() -> None:
         print(f"{asked.json} has every length:")
     else:
         found |= {"machine": machine(torch.device(asked.device)), str(length): measured(asked, length)}
-        whole = asked.json.with_name(f".{asked.json.name}")
-        whole.write_text(json.dumps(found, indent=1) + "\n")
-        os.replace(whole, asked.json)
+        write_whole(asked.json, found)
     for name, values in found.items():
         print(f"{name:10} {values}")
 
@@ -65,11 +63,11 @@ def measured(asked: argparse.Namespace, length: int) -> dict[str, Any]:
     """Of one step of this length, after a short one."""
     device = torch.device(asked.device)
     with tempfile.TemporaryDirectory() as name:
-        bench = Bench(device, asked.shape, asked.base or Path(name), minutes=float("inf"))
-        if not (bench.base / "model.safetensors.index.json").exists():  # written last
-            write_base(bench.base, asked.shape, device)
+        base = asked.base or Path(name)
+        if not (base / "model.safetensors.index.json").exists():  # written last
+            write_base(base, asked.shape, device)
         setting = Setting("qlora", rank=32, long=True)
-        model = ours(bench.base, setting, device)
+        model = ours(base, setting, device)
         model.train()
         optimizer = optimizer_of(model)
         vocabulary = SHAPES[asked.shape]["vocab_size"]
@@ -79,6 +77,8 @@ def measured(asked: argparse.Namespace, length: int) -> dict[str, Any]:
             seconds = seconds_of(
                 lambda: take_step(model, optimizer, batch, setting), device, warm_up=0, steps=1
             )
+        except ModelError as error:  # the host's
+            return {"ends": str(error)}
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -1,4 +1,5 @@
-"""Steps of another library on the base of bench_gpu.py, in a process of its own; prints a line of JSON.
+"""Steps of another library on the base of bench_gpu.py, which gives it a tokenizer (write_tokenizer), in a
+process of its own; prints a line of JSON.
 
     python -m benchmarks.gpu.peers trl --base FOLDER [--device cpu] [--row 4096] [--rows 2]
 
@@ -36,7 +37,6 @@ def main() -> None:
     parser.add_argument("--row", type=int, default=4096)
     parser.add_argument("--rows", type=int, default=2)
     asked = parser.parse_args()
-    write_tokenizer(asked.base)
     seconds = PEERS[asked.name](asked)
     found: dict[str, Any] = {
         "version": version(PACKAGES[asked.name]),

@@ -122,6 +122,12 @@ def plan(
     allowed = {
         way.name: way for way in _engines(recipe, precision, gpus) if not (job.masked and way.shards_weights)
     }
+    if not allowed:
+        raise ModelError(
+            f"no engine trains this recipe on {gpus} GPU{'s' * (gpus > 1)}: {'; '.join(_refusals(recipe, precision, gpus))}."
+        )
+    if gpus % recipe.train.sequence_parallel_size:
+        raise ModelError(str(recipe.train.uneven_over(gpus)))
     asked = next(iter(allowed.values())) if engine is None else allowed.get(engine)
     if asked is None:
         raise ModelError(
@@ -277,10 +283,25 @@ def first_trained_layer(shape: Shape, recipe: Recipe) -> int:
 
 
 def _engines(recipe: Recipe, precision: str, gpus: int) -> Iterator[Engine]:
-    method = method_of(recipe.adapter)
-    for engine in (SINGLE,) if gpus == 1 else registry.of_several():
-        if engine.refusal(method, precision) is None and engine.problem(recipe) is None:
+    for engine in _on(gpus):
+        if _refusal(engine, recipe, precision) is None:
             yield engine
+
+
+def _on(gpus: int) -> Sequence[Engine]:
+    return (SINGLE,) if gpus == 1 else registry.of_several()
+
+
+def _refusal(engine: Engine, recipe: Recipe, precision: str) -> str | None:
+    """Why an engine doesn't train a recipe; None where it does."""
+    refused = engine.refusal(method_of(recipe.adapter), precision)
+    return engine.problem(recipe) if refused is None else refused.reason
+
+
+def _refusals(recipe: Recipe, precision: str, gpus: int) -> list[str]:
+    """The reasons of all, each once."""
+    reasons = (_refusal(engine, recipe, precision) for engine in _on(gpus))
+    return list(dict.fromkeys(reason.rstrip(".") for reason in reasons if reason is not None))
 
 
 def _way(job: Job, gpu_memory: int | None) -> Way:

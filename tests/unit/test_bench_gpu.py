@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.gpu import bench_gpu, bench_long, numbers
 from benchmarks.gpu.models import write_base
+from finetune.errors import ModelError
 
 
 def run(monkeypatch: pytest.MonkeyPatch, output: Path, *options: str) -> dict[str, Any]:
@@ -39,6 +40,21 @@ def test_operations_are_counted_in_both_ways(tmp_path: Path) -> None:
     bench = bench_gpu.Bench(torch.device("cpu"), "8b", tmp_path, 1.0)
     by_weights, made = (one * 14_900 / 8192 / 989e12 for one in bench.operations([4096, 4096]))
     assert (round(by_weights, 3), round(made, 2)) == (0.484, 0.50)
+
+
+def test_a_part_that_ends_leaves_the_others_and_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What was measured before it is in the file, and what comes after is measured."""
+
+    def ends(bench: bench_gpu.Bench) -> None:
+        assert "gemm" in json.loads((tmp_path / "out.json").read_text())
+        raise ModelError("no more of the host's memory")
+
+    monkeypatch.setitem(bench_gpu.PARTS, "lengths", ends)
+    found = run(monkeypatch, tmp_path / "out.json", "--parts", "gemm", "lengths", "peft")
+    assert found["lengths"] == {"ends": "no more of the host's memory"}
+    assert found["peft"]["tokens/s"] > 0
 
 
 def test_long_rows_are_measured_one_a_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

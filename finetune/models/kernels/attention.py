@@ -220,7 +220,7 @@ def _of_document(
     return found
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4)  # the layers of a step ask for the same few, one after the other; a mask may be large
 def _seen(queries: int, keys: int, window: int, device: torch.device) -> torch.Tensor:
     """Which keys each query sees, where the last query sees the last `window` of all (queries x keys)."""
     causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)

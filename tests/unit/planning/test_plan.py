@@ -216,6 +216,15 @@ def test_a_70b_recipe_is_planned_from_its_config_alone(
     [
         (["--gpu-memory", "80"], "expected a number and a unit"),
         (["--gpus", "2", "--launch", "zero4"], "expected one of ddp, zero1"),
+        (["--gpus", "2", "train.precision=fp16"], "no engine trains this recipe on 2 GPUs: "),
+        (
+            ["train.sequence_parallel_size=2"],
+            "no engine trains this recipe on 1 GPU: train.sequence_parallel_size: 2: the processes of single",
+        ),
+        (
+            ["--gpus", "8", "train.sequence_parallel_size=3"],
+            "train.sequence_parallel_size 3 does not divide 8 processes",
+        ),
     ],
 )
 def test_what_can_not_be_planned_is_refused(
