@@ -123,9 +123,8 @@ def plan(
         way.name: way for way in _engines(recipe, precision, gpus) if not (job.masked and way.shards_weights)
     }
     if not allowed:
-        raise ModelError(
-            f"no engine trains this recipe on {gpus} GPU{'s' * (gpus > 1)}: {'; '.join(_refusals(recipe, precision, gpus))}."
-        )
+        reasons = "; ".join(_refusals(recipe, precision, gpus))
+        raise ModelError(f"no engine trains this recipe on {gpus} GPU{'s' * (gpus > 1)}: {reasons}.")
     if gpus % recipe.train.sequence_parallel_size:
         raise ModelError(str(recipe.train.uneven_over(gpus)))
     asked = next(iter(allowed.values())) if engine is None else allowed.get(engine)
