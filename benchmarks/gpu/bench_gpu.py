@@ -16,9 +16,9 @@ qlora     NF4, r 32
 fp8       `lora` without dropout, the base in FP8 (compute capability 8.9 and above)
 dpo       pairs of two answers of 512 tokens behind a prompt of 512
 peft      transformers and peft as a short script has them, beside `lora`
+peers     TRL, Liger and Unsloth, those that are installed (peers.py), beside `lora`
 lengths   QLoRA r 32 with what long rows have (docs/training.md): 8,192 tokens, and twice as many each time,
           until memory ends; `make bench-gpu-long` goes on
-peers     TRL, Liger and Unsloth, those that are installed (peers.py), beside `lora`
 """
 
 import argparse
@@ -179,11 +179,11 @@ def peft(bench: Bench) -> None:
 
 def peers(bench: Bench) -> None:
     """Each in a process of its own: they change the libraries that they use."""
-    from benchmarks.gpu.peers import MODULES, write_tokenizer
+    from benchmarks.gpu.peers import PACKAGES, write_tokenizer
 
     write_tokenizer(bench.base)  # here: one of them changes the library that this loads, if it comes first
     free_memory(bench.device)
-    for name, module in MODULES.items():
+    for name, module in PACKAGES.items():
         if find_spec(module) is None:
             bench.put(name, {"left out": "not installed"})
             continue
@@ -364,10 +364,12 @@ def main() -> None:
                 continue
             try:
                 PARTS[part](bench)
-            except (RuntimeError, FinetuneError) as error:
-                if not is_out_of_memory(error) and not isinstance(error, FinetuneError):
+            except FinetuneError as error:
+                bench.put(part, {"ends": str(error)})
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
                     raise
-                bench.put(part, {"ends": str(error) if isinstance(error, FinetuneError) else "out of memory"})
+                bench.put(part, {"ends": "out of memory"})
 
 
 def write_whole(file: Path, results: dict[str, Any]) -> None:

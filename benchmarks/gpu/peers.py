@@ -42,12 +42,11 @@ def main() -> None:
         "version": version(PACKAGES[asked.name]),
         "tokens/s": asked.rows * asked.row / seconds,
     }
-    if asked.device == "cuda":
-        import torch
+    import torch
 
-        found["GB allocated"] = torch.cuda.max_memory_allocated() / 1e9
-        found["GB reserved"] = torch.cuda.max_memory_reserved() / 1e9
-    print(json.dumps(found))
+    from benchmarks.gpu.bench_gpu import memory_of
+
+    print(json.dumps(found | memory_of(torch.device(asked.device))))
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -172,8 +171,7 @@ def _looped(model: Any, asked: argparse.Namespace) -> float:
 
 
 PEERS: dict[str, Callable[[argparse.Namespace], float]] = {"trl": trl, "liger": liger, "unsloth": unsloth}
-PACKAGES = {"trl": "trl", "liger": "liger-kernel", "unsloth": "unsloth"}
-MODULES = {"trl": "trl", "liger": "liger_kernel", "unsloth": "unsloth"}
+PACKAGES = {"trl": "trl", "liger": "liger_kernel", "unsloth": "unsloth"}
 
 if __name__ == "__main__":
     main()

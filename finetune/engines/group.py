@@ -118,9 +118,7 @@ class Group:
         return int(tensor)
 
     def average(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The means over the processes, as DistributedDataParallel makes them."""
-        if self.world_size == 1 or not gradients:
-            return list(gradients)
+        """The means over several processes, as DistributedDataParallel makes them."""
         flat = torch.cat([one.flatten() for one in gradients]).div_(self.world_size)
         distributed.all_reduce(flat)
         parts = flat.split([one.numel() for one in gradients])

@@ -29,7 +29,6 @@ from finetune.engines.group import ALONE, Group
 from finetune.errors import ModelError, PeerLost, TrainingError
 from finetune.models.adapters.joint import AdapterBatch, JointDecoder
 from finetune.models.architectures.base import DECODER
-from finetune.models.kernels.noise import seed_of
 from finetune.models.sharing import sharing_weights
 
 logger = logging.getLogger(__name__)
@@ -179,8 +178,7 @@ class Company:
 
         Raises TrainingError where the processes don't have the same runs: their sums would be of others'.
         """
-        runs = seed_of(*(turn.member.name for turn in self._turns))
-        if self.group.most(runs) != -self.group.most(-runs):
+        if self.group.those_that_differ(" ".join(turn.member.name for turn in self._turns)):
             raise TrainingError("the processes don't train the same runs any more; resume them.")
         stop = self.group.most(self._requests.stop or 0)
         self.asked.stop = signal.Signals(stop) if stop else None

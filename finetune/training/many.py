@@ -150,10 +150,8 @@ def _launched(plan: "Launch", arguments: Sequence[str]) -> list[Outcome]:
         file = folder / "outcomes.json"
         verb, *words = arguments
         failure = run_processes(plan, [verb, "--outcomes", str(file), *words], None)
-        if failure is not None and failure.exit_code in (signals.INTERRUPTED, signals.STOPPED):
-            raise KeyboardInterrupt if failure.exit_code == signals.INTERRUPTED else signals.Stopped
         if failure is not None:
-            raise LaunchFailed(failure.text(None), failure.exit_code)
+            raise failure.ending or LaunchFailed(failure.text(None), failure.exit_code)
         return [_as_outcome(found) for found in json.loads(file.read_text())]
 
 

@@ -68,6 +68,13 @@ class Failure:
     hung: int | None = None
     """The rank of one that didn't end when it was asked to."""
 
+    @property
+    def ending(self) -> KeyboardInterrupt | None:
+        """What ends the program where a signal ended the process; None where it failed."""
+        if self.exit_code == signals.INTERRUPTED:
+            return KeyboardInterrupt()
+        return signals.Stopped() if self.exit_code == signals.STOPPED else None
+
     def text(self, log: Path | None) -> str:
         """What a person is told."""
         if self.message and self.hung is not None:

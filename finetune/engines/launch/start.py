@@ -46,10 +46,8 @@ def launched(
                 else create_run(Path(recipe.output.folder).resolve(), recipe.output.name or loaded.name)
             )
         failure = run_processes(launch, arguments, run.path if run is not None else None)
-        if failure is not None and failure.exit_code == signals.INTERRUPTED:
-            raise KeyboardInterrupt
-        if failure is not None and failure.exit_code == signals.STOPPED:
-            raise signals.Stopped
+        if failure is not None and failure.ending is not None:
+            raise failure.ending
         if failure is not None:
             # Where another machine is gone, nothing is wrong with this one: started again, the run continues.
             code = signals.STOPPED if failure.lost and launch.nodes > 1 else failure.exit_code
