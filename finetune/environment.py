@@ -3,12 +3,14 @@ but for what finetune/engines reads of sharding.
 
 torch's variables count where torch's own agent set them (finetune train --launch, torchrun, accelerate
 launch). Left over in a shell, or set by a scheduler that starts no process itself, they are refused or taken
-away: torch and accelerate would wait for processes that nobody starts. Torch-free.
+away: torch and accelerate would wait for processes that nobody starts. And whether there is an NVIDIA GPU.
+Torch-free.
 """
 
 import os
 import re
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 from finetune.errors import LaunchError
@@ -24,6 +26,9 @@ STORE = "FINETUNE_STORE"
 
 MESSAGES = "FINETUNE_MESSAGES"
 """The file in which the main process leaves its messages for the launcher."""
+
+NVIDIA_GPUS = ("/dev/nvidia[0-9]*", "/usr/lib/wsl/lib/libcuda.so*")
+"""Where NVIDIA's driver shows its GPUs: on Linux, and under Windows' WSL 2, where it has no device files."""
 
 RUN_THREAD = "run "
 """What the name of a thread begins with that trains one of several runs; the rest is the run's."""
@@ -242,3 +247,8 @@ def _number(name: str) -> int | None:
             f"{name} is {text!r} in the environment, expected a whole number; unset it, or mend it."
         )
     return int(text)
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether this machine has one, whatever torch can do with it."""
+    return any(glob(pattern) for pattern in NVIDIA_GPUS)

@@ -66,6 +66,10 @@ PEAKS = {
 """TFLOP/s of dense products in bf16, as NVIDIA's data sheets have them, by the card's whole name."""
 
 
+COPIES = ("Memcpy", "Memset")
+"""What a profile has beside kernels."""
+
+
 @dataclass
 class Bench:
     """The device, the base, what was measured, and the time that is left."""
@@ -187,21 +191,28 @@ def peers(bench: Bench) -> None:
         if find_spec(module) is None:
             bench.put(name, {"left out": "not installed"})
             continue
-        command = [
-            sys.executable, "-m", "benchmarks.gpu.peers", name, "--base", str(bench.base),
-            "--device", bench.device.type, "--row", str(bench.row), "--rows", str(ROWS),
-        ]  # fmt: skip
-        left = max(10.0, bench.seconds_left())
-        try:
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=left, check=False)
-        except subprocess.TimeoutExpired:
-            bench.put(name, {"left out": f"{bench.minutes:g} minutes are over"})
-            continue
-        said = [line for line in ended.stdout.splitlines() if line.startswith('{"version"')]
-        if ended.returncode or not said:
-            bench.put(name, {"ends": (ended.stderr.strip().splitlines() or ["without a word"])[-1]})
-        else:
-            bench.put(name, json.loads(said[-1]))
+        found = _peer(bench, name, ROWS)
+        if "out of memory" in str(found.get("ends", "")):
+            found = {"rows": 1} | _peer(bench, name, 1)
+        bench.put(name, found)
+
+
+def _peer(bench: Bench, name: str, rows: int) -> dict[str, Any]:
+    """What it measured with so many rows a step, or how it ended."""
+    command = [
+        sys.executable, "-m", "benchmarks.gpu.peers", name, "--base", str(bench.base),
+        "--device", bench.device.type, "--row", str(bench.row), "--rows", str(rows),
+    ]  # fmt: skip
+    left = max(10.0, bench.seconds_left())
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=left, check=False)
+    except subprocess.TimeoutExpired:
+        return {"left out": f"{bench.minutes:g} minutes are over"}
+    said = [line for line in ended.stdout.splitlines() if line.startswith('{"version"')]
+    if ended.returncode or not said:
+        return {"ends": (ended.stderr.strip().splitlines() or ["without a word"])[-1]}
+    measured: dict[str, Any] = json.loads(said[-1])
+    return measured
 
 
 def dpo(bench: Bench) -> None:
@@ -240,10 +251,11 @@ def dpo(bench: Bench) -> None:
 
 def lengths(bench: Bench) -> None:
     """Until memory or time ends."""
-    setting, length = Setting("qlora", rank=32, long=True), 2 * bench.row
+    setting, length, seconds = Setting("qlora", rank=32, long=True), 2 * bench.row, 5.0
     with _model(bench, lambda: ours(bench.base, setting, bench.device)) as model:
         optimizer = optimizer_of(model)
-        while length <= (LONGEST if bench.shape != "tiny" else 256) and bench.seconds_left() > 20:
+        # Two steps of twice the length, whose attention takes up to four times as long.
+        while length <= (LONGEST if bench.shape != "tiny" else 256) and bench.seconds_left() > 8 * seconds:
             batch = pack([length], bench.vocabulary, bench.device)
             try:
                 seconds = seconds_of(
@@ -328,7 +340,10 @@ def _kernels_and_waits(step: Callable[[], Any]) -> dict[str, int]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
         wait(torch.device("cuda"))
-    kernels = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+    kernels = sum(
+        event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(COPIES)
+        for event in profile.events()
+    )
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as told:

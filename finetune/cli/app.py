@@ -130,9 +130,9 @@ def main() -> None:
         end_with_launcher()
         leave_terminal()
     if sys.argv[1:2] and sys.argv[1] in TRAINING_VERBS and not {"--help", "-h"} & set(sys.argv):
-        from finetune.engines.launch.allocator import let_segments_grow, restart_with_jemalloc
+        from finetune.engines.launch.allocator import restart_with_jemalloc, set_up_gpu
 
-        let_segments_grow()
+        set_up_gpu()
         signals.hold()  # over the restart: a signal in between would kill
         restart_with_jemalloc()
         call = _run_listening

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from glob import glob
 from pathlib import Path
 from typing import Literal
 
@@ -49,9 +48,6 @@ class Precision:
         return DTYPES[self.name]
 
 
-GPU_FILES = "/dev/nvidia[0-9]*"
-"""Where NVIDIA's driver shows its GPUs."""
-
 OLDER_DRIVERS = "https://download.pytorch.org/whl/cu126"
 """The index of torch for drivers older than CUDA 13's, which begin with 580."""
 
@@ -82,7 +78,7 @@ def unusable_gpu() -> str | None:
     None where it can, where there is no such GPU, and where CUDA_VISIBLE_DEVICES hides it.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if hidden or torch.cuda.is_available() or not glob(GPU_FILES):
+    if hidden or torch.cuda.is_available() or not environment.has_nvidia_gpu():
         return None
     version = torch.__version__.partition("+")[0]
     if torch.version.cuda is None:

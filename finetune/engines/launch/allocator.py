@@ -10,8 +10,9 @@ import os
 import subprocess
 import sys
 import sysconfig
-from glob import glob
 from pathlib import Path
+
+from finetune.environment import has_nvidia_gpu
 
 LIBRARY = "libjemalloc.so.2"
 
@@ -58,16 +59,21 @@ def loads(path: Path) -> bool:
     return tried.returncode == 0 and not tried.stderr
 
 
-GPU_FILES = "/dev/nvidia[0-9]*"
 GPU_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """torch's variables for how it takes a GPU's memory."""
 
 
-def let_segments_grow() -> None:
+def set_up_gpu() -> None:
     """Let torch enlarge what it has taken of an NVIDIA GPU: packs are of many lengths, and blocks that can't
-    grow leave gaps between them. What the user sets goes first; before torch is imported."""
-    if glob(GPU_FILES) and not any(name in os.environ for name in GPU_SETTINGS):
+    grow leave gaps between them. And let cuBLAS sum in one order, which it is told once, at its first product
+    (train.deterministic); its workspace is then what it has on a Hopper GPU anyway, 32 MiB.
+
+    What the user sets goes first; before torch is imported."""
+    if not has_nvidia_gpu():
+        return
+    if not any(name in os.environ for name in GPU_SETTINGS):
         os.environ[GPU_SETTINGS[0]] = "expandable_segments:True"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def restart_with_jemalloc() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import distributed
 
+from finetune import environment
 from finetune.engines import memory
 from finetune.engines.group import Group, contact
 from finetune.engines.launch import allocator
@@ -68,14 +69,16 @@ def test_segments_grow_on_a_gpu_unless_the_user_says_otherwise(
     """Packs are of many lengths; torch reads the variable when it first allocates."""
     if gpu:
         (tmp_path / "nvidia0").touch()
-    monkeypatch.setattr(allocator, "GPU_FILES", str(tmp_path / "nvidia[0-9]*"))
-    for name in allocator.GPU_SETTINGS:
+    monkeypatch.setattr(environment, "NVIDIA_GPUS", (str(tmp_path / "nvidia[0-9]*"),))
+    for name in (*allocator.GPU_SETTINGS, "CUBLAS_WORKSPACE_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     before = set(os.environ)
-    allocator.let_segments_grow()
+    allocator.set_up_gpu()
     assert os.environ.get("PYTORCH_ALLOC_CONF") == expected
+    # Read once, at the first product: before train.deterministic is known.
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if gpu else None)
     for name in set(os.environ) - before:
         monkeypatch.delenv(name)
 

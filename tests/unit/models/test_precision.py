@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune import environment
 from finetune.errors import ModelError
 from finetune.models import device as precision
 
@@ -85,7 +86,7 @@ def a_gpu_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     if torch.cuda.is_available():
         pytest.skip("torch finds one here")
     (tmp_path / "nvidia0").touch()
-    monkeypatch.setattr(precision, "GPU_FILES", str(tmp_path / "nvidia[0-9]*"))
+    monkeypatch.setattr(environment, "NVIDIA_GPUS", (str(tmp_path / "nvidia[0-9]*"),))
     precision.unusable_gpu.cache_clear()
     yield
     precision.unusable_gpu.cache_clear()
