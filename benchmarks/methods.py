@@ -51,6 +51,7 @@ METHODS = {
     "dora": Method({"adapter.use_dora": True}),
     "lora+": Method({"train.loraplus_lr_ratio": 16}, 0.25),
     "riemannian": Method({"train.riemannian_damping": 1e-2}),
+    "polora": Method({"train.optimizer": "polora"}, 10.0),
     "pissa": Method({"adapter.init": "pissa_niter_16"}),
     "olora": Method({"adapter.init": "olora"}),
     "eva": Method({"adapter.init": "eva"}),

@@ -70,6 +70,10 @@ def _schedule(back: "Back") -> None:
             f"train.optimizer: muon steps as long as adamw, and {back.tool}'s, where it has one, otherwise; "
             "take adamw"
         )
+    if train.optimizer == "polora":
+        raise ConvertError(
+            f"train.optimizer: polora is in none of {back.tool}'s versions that are supported; take adamw"
+        )
     plain = "adamw" if train.optimizer == "adam" else train.optimizer  # which without decay is the same
     back.put(optimizer, OPTIMIZERS.get(plain, plain), "train.optimizer")
     back.told("train.optimizer", "carried", optimizer)

@@ -46,6 +46,8 @@ def _of_tensor(optimizer: str, shape: Sizes, vocabulary: int) -> int:
     count = math.prod(shape)
     if optimizer == "muon":
         return 4 * count * (1 if len(shape) == 2 and shape[0] != vocabulary else 2)
+    if optimizer == "polora":
+        return 4 * (count + max(shape))  # a number for each input of A, or output of B
     if optimizer == "adafactor":
         # Rows and columns in place of the matrix: Shazeer and Stern 2018, arXiv:1804.04235.
         return 4 * (sum(shape[-2:]) * math.prod(shape[:-2]) if len(shape) > 1 else count)

@@ -84,9 +84,10 @@ def test_two_processes_end_where_one_does(train: Train, method: str, engine: str
         ({"init": "corda"}, {}),
         ({"init": "lora_ga"}, {}),
         ({"method": "full"}, {"optimizer": "muon", "learning_rate": 1e-3}),
+        ({}, {"optimizer": "polora", "learning_rate": 1e-3}),
         ({}, {"optimizer": "schedule_free_adamw", "schedule": "constant"}),
     ],
-    ids=["miss", "vera", "eva", "corda", "lora_ga", "muon", "schedule_free_adamw"],
+    ids=["miss", "vera", "eva", "corda", "lora_ga", "muon", "polora", "schedule_free_adamw"],
 )
 def test_ddp_trains_what_one_process_does(
     train: Train, adapter: dict[str, object], steps: dict[str, object]

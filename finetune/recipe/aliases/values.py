@@ -73,6 +73,7 @@ OPTIMIZERS: Mapping[str, str] = {
     "paged_lion_8bit": "paged_lion_8bit",
     "paged_lion_32bit": "paged_lion_32bit",
     "schedule_free_adamw": "schedule_free_adamw",
+    "polora": "polora",
 }
 """Their optimizers, in lower case and without the module's name."""
 

@@ -87,6 +87,8 @@ def _optimizer(recipe: Recipe, given: Given) -> RuleProblem:
         )
     if found.averages:
         yield from _averages(recipe)
+    if found.for_lora:
+        yield from _for_lora(recipe)
     for knob in ("betas", "epsilon"):
         if asked(recipe, given, f"train.adam_{knob}") and knob not in found.knobs:
             yield f"train.adam_{knob}", f"optimizer {name} takes no {knob}; remove this, or take adamw"
@@ -96,6 +98,34 @@ def _optimizer(recipe: Recipe, given: Given) -> RuleProblem:
         yield "train.adam_bias_correction", "weights in bf16 have the paper's AdamW; remove this"
     if train.weights_dtype == "bf16" and OPTIMIZERS.get(name, name) != OPTIMIZERS["adamw"]:
         yield "train.weights_dtype", f"only optimizer adamw rounds its updates to bf16; this one is {name}"
+
+
+def _for_lora(recipe: Recipe) -> RuleProblem:
+    """Pairs of matrices are all that trains, and what changes their gradients or rates is its own."""
+    train, adapter, name = recipe.train, recipe.adapter, recipe.train.optimizer
+    others = {
+        "adapter.method": adapter.method not in ("lora", "qlora"),
+        "adapter.use_dora": adapter.use_dora,
+        "adapter.init": adapter.starts_at_base,
+        "adapter.modules_to_save": bool(adapter.modules_to_save),
+        "model.new_tokens": bool(recipe.model.new_tokens),
+        "model.head": recipe.model.classifies,
+    }
+    for path, trains in others.items():
+        if trains:
+            yield (
+                path,
+                f"optimizer {name} trains both matrices of LoRA's layers and nothing else; remove this, or "
+                "take adamw",
+            )
+    changed = {
+        "train.weight_decay": bool(train.weight_decay),
+        "train.loraplus_lr_ratio": train.loraplus_lr_ratio is not None,
+        "train.riemannian_damping": train.riemannian_damping is not None,
+    }
+    for path, is_set in changed.items():
+        if is_set:
+            yield path, f"optimizer {name} has lengths of steps of its own; remove this, or take adamw"
 
 
 def _averages(recipe: Recipe) -> RuleProblem:

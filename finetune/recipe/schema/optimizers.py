@@ -14,11 +14,12 @@ OPTIMIZERS = {
     "lion": "lion_32bit",
     "adamw_8bit": "adamw_bnb_8bit",
     "muon": "muon",
+    "polora": "polora",
     "schedule_free_adamw": "schedule_free_adamw",
 }
 """Optimizers that are tested, and transformers' names for them; other names of its OptimizerNames pass
-through. adam and muon are torch's own, which transformers has no names for; adam's weight decay is coupled, a
-part of the gradient."""
+through. It has no names for torch's adam and muon, and for our polora; adam's weight decay is coupled, a part
+of the gradient."""
 
 Knob = Literal["betas", "epsilon"]
 ADAM: tuple[Knob, ...] = ("betas", "epsilon")
@@ -42,6 +43,8 @@ class Optimizer:
     """Whether it computes with torch's DTensor, the form of FSDP2's shares."""
     for_full: bool = False
     """Whether it is for the base's own matrices, and not for an adapter's."""
+    for_lora: bool = False
+    """Whether it is for LoRA's pairs of matrices, and for nothing else."""
     averages: bool = False
     """Whether it evaluates and saves an average of weights, in place of a learning rate that falls."""
 
@@ -105,7 +108,11 @@ KNOWN = {
 }  # fmt: skip
 """transformers' OptimizerNames (5.23)."""
 
-OURS = {"adam": TORCH_ADAM, "muon": Optimizer(ADAM, for_full=True)}
+OURS = {
+    "adam": TORCH_ADAM,
+    "muon": Optimizer(ADAM, for_full=True),
+    "polora": Optimizer(for_lora=True),
+}
 """Those of OPTIMIZERS that transformers has no name for."""
 
 

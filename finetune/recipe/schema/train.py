@@ -87,8 +87,9 @@ class TrainSection(Section):
 
     optimizer: str = "adamw"
     """adamw, adam (whose weight decay is coupled), adafactor, sgd, rmsprop, adagrad, lion, adamw_8bit, muon
-    (method full: the layers' matrices, and AdamW for all else), schedule_free_adamw (an average of the
-    weights in place of a decay: schedule constant), or any other name of transformers' OptimizerNames."""
+    (method full: the layers' matrices, and AdamW for all else), polora (LoRA's pairs of matrices; another
+    scale of learning rates), schedule_free_adamw (an average of the weights in place of a decay: schedule
+    constant), or any other name of transformers' OptimizerNames."""
 
     schedule: Literal["constant", "linear", "cosine", "cosine_with_minimum", "wsd", "step"] = "cosine"
     """The learning rate after the warm-up; wsd is warm-up, stable, decay; step multiplies by

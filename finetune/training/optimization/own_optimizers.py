@@ -7,6 +7,7 @@ import torch
 from finetune.recipe.schema.train import TrainSection
 from finetune.training.optimization.bf16_adamw import StochasticAdamW
 from finetune.training.optimization.muon import MuonWithAdamW, layer_matrices
+from finetune.training.optimization.polora import PoLoRA, lora_pairs
 
 Maker = tuple[type[torch.optim.Optimizer], dict[str, Any]]
 """A class and its arguments, as the Trainer takes them."""
@@ -40,6 +41,8 @@ def own_optimizer(train: TrainSection, model: torch.nn.Module) -> Maker | None:
         return UncorrectedAdam, options | {"decoupled_weight_decay": train.optimizer != "adam"}
     if train.optimizer == "muon":
         return MuonWithAdamW, options | {"matrices": layer_matrices(model)}
+    if train.optimizer == "polora":
+        return PoLoRA, {"lr": train.learning_rate, "pairs": lora_pairs(model)}
     if train.optimizer == "schedule_free_adamw":
         from finetune.training.optimization.schedule_free import ScheduleFreeAdamW
 

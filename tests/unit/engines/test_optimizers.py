@@ -7,9 +7,9 @@ from finetune.engines.registry import of_several
 from finetune.recipe.schema.optimizers import OPTIMIZERS
 from tests.support.recipes import MakeRecipe
 
-CUT_UP = {"fsdp2": {"adafactor", "adagrad", "lion", "adamw_8bit", "muon", "schedule_free_adamw"}}
+CUT_UP = {"fsdp2": {"adafactor", "adagrad", "lion", "adamw_8bit", "muon", "polora", "schedule_free_adamw"}}
 """bitsandbytes' can't compute with DTensor, nor can Adafactor; Adagrad's state can't be saved."""
-FLAT = {"adafactor", "muon", "schedule_free_adamw"}
+FLAT = {"adafactor", "muon", "polora", "schedule_free_adamw"}
 """Rows, columns and matrices are not those of ZeRO's flat shares, and averages have no way into the model."""
 OFFLOADED = set(OPTIMIZERS) - {"adamw"}
 
