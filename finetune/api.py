@@ -240,10 +240,11 @@ def sweep(
     overrides: Overrides = (),
     *,
     storage: str | None = None,
+    max_adapters: int = 1,
     allow_code: Collection[str] = (),
 ) -> "Sweep":
-    """Search the space of a recipe's sweep section, each trial a run in this process; go on where a sweep
-    of its name was begun.
+    """Search the space of a recipe's sweep section, each trial a run in this process, at most `max_adapters`
+    at a time over one base; go on where a sweep of its name was begun.
 
     `.best` has the best trials, `.trials` all, `.recipe` is a recipe of the best. With `storage`, a
     database's URL or a journal file, one of several workers. Raises SweepError where it can't be searched
@@ -258,7 +259,7 @@ def sweep(
 
     from finetune.sweeping.worker import run_sweep
 
-    return run_sweep(loaded, storage=storage, allow_code=allow_code)
+    return run_sweep(loaded, storage=storage, most=max_adapters, allow_code=allow_code)
 
 
 def _run_of(trained: "Trained | None") -> "Run":

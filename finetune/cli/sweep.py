@@ -33,6 +33,9 @@ def sweep(
             "FILE.journal.",
         ),
     ] = None,
+    max_adapters: Annotated[
+        int, typer.Option(min=1, help="How many trials train at a time, adapters over one base in memory.")
+    ] = 1,
     allow_code: AllowCodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -45,7 +48,13 @@ def sweep(
 
     tell_messages(as_json)
     with signals.listening():
-        found = api.sweep(recipe, overrides or [], storage=worker, allow_code=allowed_code(allow_code))
+        found = api.sweep(
+            recipe,
+            overrides or [],
+            storage=worker,
+            max_adapters=max_adapters,
+            allow_code=allowed_code(allow_code),
+        )
     if as_json:
         print_json(found.as_dict())
         return

@@ -3,8 +3,9 @@ finding, or luck of a seed and of the rows that chose it."""
 
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Container, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,11 +19,15 @@ from finetune.models.bases.locate import tokenizer_folder
 from finetune.models.device import choose_precision
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.sweep import RepeatsSection
-from finetune.runs.folder import write_json
+from finetune.runs.folder import RunFolder, write_json
 from finetune.runs.target import resolve_target
 from finetune.scoring.metrics import lower_is_better
+from finetune.sweeping.at_once import train_at_once
 from finetune.sweeping.results import Repeated, TrialRow
 from finetune.sweeping.trial import Setting, train_run
+
+if TYPE_CHECKING:
+    from finetune.training.company import Member
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +66,8 @@ def repeat_best(setting: Setting, best: Sequence[TrialRow]) -> tuple[Repeated, .
     scored = _read(setting)
     samples: dict[int, np.ndarray] = {}
     values: dict[int, dict[int, float]] = {}
+    if setting.most > 1:
+        _train_all(setting, best[: repeats.best], scored)
     for row in best[: repeats.best]:
         for seed in range(1, repeats.seeds + 1):
             path = setting.folder.trial(row.number, seed)
@@ -91,18 +98,37 @@ def repeat_best(setting: Setting, best: Sequence[TrialRow]) -> tuple[Repeated, .
 
 def _scored(setting: Setting, row: TrialRow, seed: int) -> dict[str, Any]:
     """A trial's recipe with another seed, trained and measured."""
-    path = setting.folder.trial(row.number, seed)
-    start = setting.recipe_of(row.values).recipe.train.seed
-    logger.info(f"trial {row.number} again, with seed {start + seed}")
-    train_run(setting, path, row.values, None, **{"train.seed": start + seed})
-    target = resolve_target(str(path))
+    _train_again(setting, row, seed)
+    target = resolve_target(str(setting.folder.trial(row.number, seed)))
     assert target.recipe is not None  # noqa: S101 - a run has one
     recipe = judging(target.recipe, setting)
     precision = choose_precision(recipe.train.precision)
     report = Evaluation(recipe, precision, allow_code=setting.allow_code).of(target)
     score = report.scores[setting.sweep.objectives[0]]
     finite = [float(value) if math.isfinite(value) else None for value in score.samples]
-    return {"value": score.value, "rows": score.rows, "seed": start + seed, "samples": finite}
+    return {"value": score.value, "rows": score.rows, "seed": recipe.train.seed, "samples": finite}
+
+
+def _train_all(setting: Setting, rows: Sequence[TrialRow], scored: Container[str]) -> None:
+    """Those that aren't scored, several at a time."""
+    train_at_once(
+        (
+            (f"trial {row.number} seed {seed}", partial(_train_again, setting, row, seed))
+            for row in rows
+            for seed in range(1, _repeats(setting).seeds + 1)
+            if setting.folder.trial(row.number, seed).name not in scored
+        ),
+        setting.most,
+    )
+
+
+def _train_again(setting: Setting, row: TrialRow, seed: int, member: "Member | None" = None) -> None:
+    """A trial's recipe with another seed; nothing where it is trained."""
+    path = setting.folder.trial(row.number, seed)
+    other = setting.recipe_of(row.values).recipe.train.seed + seed
+    if not RunFolder(path).finished:
+        logger.info(f"trial {row.number} again, with seed {other}")
+    train_run(setting, path, row.values, None, member, **{"train.seed": other})
 
 
 def _over_seeds(samples: np.ndarray, number: int) -> np.ndarray:

@@ -7,29 +7,37 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from optuna.study import Study
-from optuna.trial import Trial, TrialState
+from optuna.study import Study, create_study
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from finetune import signals
-from finetune.errors import NotFiniteError, RecipeError
+from finetune.errors import NotFiniteError, RecipeError, SweepError
 from finetune.recipe.load import LoadedRecipe, load_recipe
 from finetune.recipe.lock import read_lock
+from finetune.recipe.rules.packages import check_packages
 from finetune.recipe.schema.sweep import SweepSection
+from finetune.runs.commands import shell_command
 from finetune.runs.compare import FINAL
 from finetune.runs.folder import RunFolder, is_run, make_run
 from finetune.runs.plot import read_metrics
 from finetune.sweeping.folder import SweepFolder
 from finetune.sweeping.space import Values, figure, overrides_of
-from finetune.training.start import start
+from finetune.training.many import problem_of, resume_member, train_member
+from finetune.training.start import start, words_of
 from finetune.training.watching import EvaluationPoint
+
+if TYPE_CHECKING:
+    from finetune.training.company import Member
 
 logger = logging.getLogger(__name__)
 
-PRUNED, JUDGED, COST, ERROR = "pruned", "judged", "cost", "error"
-"""Attributes of a trial: why it was stopped, the evaluation that the pruner let pass last, what it took
-(tokens, steps, seconds), what it failed with."""
+PRUNED, JUDGED, MARKS, COST, ERROR = "pruned", "judged", "marks", "cost", "error"
+"""Attributes of a trial: why it was stopped, the evaluation that the pruner let pass last, how many marks of
+its own the pruner had made by then, what the trial took (tokens, steps, seconds), what it failed with."""
+MARK = "completed_rung_"
+"""How the names of Optuna's marks begin: an evaluation at which halving has compared a trial."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,8 @@ class Setting:
     folder: SweepFolder
     study: Study
     allow_code: frozenset[str]
+    most: int = 1
+    """How many trials train at a time, over one base."""
 
     def recipe_of(self, values: Values, **more: Any) -> LoadedRecipe:
         """The recipe of a trial with these values, and with more by their dotted keys. Raises RecipeError
@@ -63,7 +73,7 @@ class TrialWatcher:
         if (said := self.trial.user_attrs.get(PRUNED)) is not None:
             return str(said)
         metric = self.sweep.objectives[0]
-        known = _reported(self.trial)
+        known = _known(self.trial).intermediate_values
         values = {index: point.values.get(metric) for index, point in enumerate(points, start=1)}
         reported = {index: value for index, value in values.items() if value is not None}
         for index, value in reported.items():
@@ -72,7 +82,8 @@ class TrialWatcher:
         index = max(reported, default=0)
         if index <= self.trial.user_attrs.get(JUDGED, 0):
             return None
-        if not self.trial.should_prune():
+        if not self._falls_behind():
+            self.trial.set_user_attr(MARKS, len(_marks(_known(self.trial))))
             self.trial.set_user_attr(JUDGED, index)
             return None
         value = reported[index]
@@ -81,10 +92,30 @@ class TrialWatcher:
         self.trial.set_user_attr(PRUNED, reason)
         return reason
 
+    def _falls_behind(self) -> bool:
+        """The pruner's verdict. Halving marks a trial before it says anything, and takes a mark for a
+        comparison that was won: where a kill came between, it is asked of a copy without that mark."""
+        study, known = self.trial.study, self.trial.user_attrs.get(MARKS, 0)
+        if len(_marks(_known(self.trial))) <= known:
+            return self.trial.should_prune()
+        copy = create_study(study_name=study.study_name, directions=study.directions)
+        for one in study.get_trials():
+            if one.number == self.trial.number:
+                for mark in _marks(one)[known:]:
+                    del one.system_attrs[mark]
+            copy.add_trial(one)
+        return study.pruner.prune(copy, copy.get_trials()[self.trial.number])
 
-def train_trial(setting: Setting, trial: Trial, values: Values) -> None:
-    """Train a trial to its end and tell the study; a trial that was begun goes on from its newest
-    checkpoint.
+
+def _marks(trial: FrozenTrial) -> list[str]:
+    """Oldest first."""
+    found = (name for name in trial.system_attrs if name.startswith(MARK))
+    return sorted(found, key=lambda name: int(name.removeprefix(MARK)))
+
+
+def train_trial(setting: Setting, trial: Trial, values: Values, member: "Member | None" = None) -> None:
+    """Train a trial to its end, alone or as a member of a company, and tell the study; a trial that was begun
+    goes on from its newest checkpoint.
 
     A loss that isn't finite is the worst of outcomes, and no error. Raises KeyboardInterrupt where the run
     was asked to stop, and the errors of training: the trial goes on when the sweep is started again. Raises
@@ -95,7 +126,7 @@ def train_trial(setting: Setting, trial: Trial, values: Values) -> None:
     said = ", ".join(f"{key} {figure(value)}" for key, value in values.items())
     logger.info(f"trial {number}: {said}")
     try:
-        train_run(setting, run.path, values, TrialWatcher(trial, setting.sweep))
+        train_run(setting, run.path, values, TrialWatcher(trial, setting.sweep), member)
     except NotFiniteError as error:
         logger.warning(f"trial {number} diverged: {error}")
         trial.set_user_attr(ERROR, str(error))
@@ -115,14 +146,14 @@ def train_trial(setting: Setting, trial: Trial, values: Values) -> None:
         study.tell(trial, outcome)
 
 
-def _reported(trial: Trial) -> dict[int, float]:
-    """What the study knows of a trial's evaluations, by their numbers."""
-    return trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+def _known(trial: Trial) -> FrozenTrial:
+    """What the study knows of a trial: its evaluations, by their numbers, and its marks."""
+    return trial.study.get_trials(deepcopy=False)[trial.number]
 
 
 def _report_last(trial: Trial, run: RunFolder, metric: str) -> None:
     """The evaluation of the last step, which nobody is judged by, beside those before it."""
-    known = _reported(trial)
+    known = _known(trial).intermediate_values
     entries = [entry for entry in read_metrics(run) if "eval/loss" in entry and entry["step"] > 0]
     for index, entry in enumerate(entries, start=1):
         if index not in known and entry.get(f"eval/{metric}") is not None:
@@ -130,27 +161,59 @@ def _report_last(trial: Trial, run: RunFolder, metric: str) -> None:
 
 
 def train_run(
-    setting: Setting, path: Path, values: Values, watcher: TrialWatcher | None, **more: Any
+    setting: Setting,
+    path: Path,
+    values: Values,
+    watcher: TrialWatcher | None,
+    member: "Member | None" = None,
+    **more: Any,
 ) -> None:
     """A run of the recipe with these values in this folder: from its beginning, or from its newest
     checkpoint; nothing where it is finished. Raises KeyboardInterrupt where it was asked to stop."""
     run = RunFolder(path)
-    options: dict[str, Any] = {"options": {}, "allow_code": setting.allow_code, "watcher": watcher}
     if is_run(path):
         if run.finished:
             return
-        trained = start(None, path, **options)
+        status = _trained(setting, None, path, watcher, member)
     else:
         shutil.rmtree(path, ignore_errors=True)  # made, and killed before it began
         loaded = setting.recipe_of(values, **more)
         make_run(path)
         try:
-            trained = start(loaded, None, folder=path, **options)
+            status = _trained(setting, loaded, path, watcher, member)
         finally:
             if not run.summary_path.exists():
                 shutil.rmtree(path)
-    if trained is None or (trained.status != "finished" and "stopped_because" not in run.read_summary()):
+    if status != "finished" and "stopped_because" not in run.read_summary():
         raise signals.ending()
+
+
+def _trained(
+    setting: Setting,
+    loaded: LoadedRecipe | None,
+    path: Path,
+    watcher: TrialWatcher | None,
+    member: "Member | None",
+) -> str | None:
+    """The status of the recipe's run in this folder, or of the run that is there, after its training."""
+    allowed = setting.allow_code
+    if member is None:
+        where: dict[str, Any] = {"resumed": path} if loaded is None else {"resumed": None, "folder": path}
+        ended = start(loaded, options={}, allow_code=allowed, watcher=watcher, **where)
+        return None if ended is None else ended.status
+    if loaded is None:
+        return resume_member(path, member, allow_code=allowed, watcher=watcher)[1]
+    refuse_company(loaded, path.name)
+    check_packages(loaded.recipe)
+    command = shell_command(*words_of(loaded, None, allowed))
+    return train_member(loaded, member, command=command, allow_code=allowed, folder=path, watcher=watcher)[1]
+
+
+def refuse_company(loaded: LoadedRecipe, name: str) -> None:
+    """Raises SweepError where trials of the recipe can't share a base."""
+    problem = problem_of(loaded.recipe)
+    if problem is not None:
+        raise SweepError(f"{name}: {problem}. Leave out --max-adapters: each trial then trains alone.")
 
 
 def result_of(run: RunFolder, metrics: Sequence[str]) -> list[float]:

@@ -1,23 +1,28 @@
-"""A sweep from its recipe to its results: trials one after another in this process, beside other workers
-where the storage is shared."""
+"""A sweep from its recipe to its results: trials one after another in this process, or several at a time over
+one base, beside other workers where the storage is shared."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from finetune import signals
 from finetune.errors import SweepError
 from finetune.recipe.load import LoadedRecipe
+from finetune.sweeping.at_once import Work, train_at_once
 from finetune.sweeping.folder import Lease, SweepFolder
 from finetune.sweeping.page import write_page
 from finetune.sweeping.repeats import check_rows, repeat_best
 from finetune.sweeping.results import Repeated, Sweep, TrialRow, best_of, rows_of, write_best
 from finetune.sweeping.space import Values, drawn
 from finetune.sweeping.study import open_study, reaching
-from finetune.sweeping.trial import COST, Setting, train_trial
+from finetune.sweeping.trial import COST, Setting, refuse_company, train_trial
+
+if TYPE_CHECKING:
+    from finetune.training.company import Member
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +38,11 @@ class Chosen(NamedTuple):
     lease: Lease
 
 
-def run_sweep(loaded: LoadedRecipe, *, storage: str | None, allow_code: Collection[str] = ()) -> Sweep:
-    """Search a recipe's space until the budget is spent; repeat the best, and say what was found. Beside
-    other workers where they share a storage.
+def run_sweep(
+    loaded: LoadedRecipe, *, storage: str | None, most: int = 1, allow_code: Collection[str] = ()
+) -> Sweep:
+    """Search a recipe's space until the budget is spent, at most so many trials at a time; repeat the best,
+    and say what was found. Beside other workers where they share a storage.
 
     Raises SweepError where the recipe has no space or the storage can't be had, KeyboardInterrupt where it
     was asked to stop, and the errors of training; the same call goes on afterwards.
@@ -43,17 +50,34 @@ def run_sweep(loaded: LoadedRecipe, *, storage: str | None, allow_code: Collecti
     recipe = loaded.recipe
     if recipe.sweep is None:
         raise SweepError(f"{loaded.path} has no section sweep: say there what to vary (sweep.space).")
+    if most < 1:
+        raise SweepError(f"at most {most} trials at a time; expected a number from 1.")
     folder = SweepFolder(Path(recipe.output.folder) / (recipe.output.name or loaded.name))
     study = open_study(recipe, storage, folder)
-    setting = Setting(loaded, recipe.sweep, folder, study, frozenset(allow_code))
+    setting = Setting(loaded, recipe.sweep, folder, study, frozenset(allow_code), most)
+    if most > 1:
+        refuse_company(loaded, loaded.path.name)
     with reaching(storage), signals.listening():
         if recipe.sweep.repeats is not None:
             check_rows(setting)
         logger.info(_plan(setting))
-        while (chosen := _choose(setting)) is not None:
-            with chosen.lease:
-                train_trial(setting, chosen.trial, chosen.values)
+        chosen = iter(partial(_choose, setting), None)
+        if most == 1:
+            for one in chosen:
+                _carry_out(setting, one)
+        else:
+            train_at_once(_at_once(setting, chosen), most)
         return _concluded(setting)
+
+
+def _carry_out(setting: Setting, chosen: Chosen, member: "Member | None" = None) -> None:
+    with chosen.lease:
+        train_trial(setting, chosen.trial, chosen.values, member)
+
+
+def _at_once(setting: Setting, trials: Iterator[Chosen]) -> Iterator[tuple[str, Work]]:
+    for chosen in trials:
+        yield f"trial {chosen.trial.number + 1}", partial(_carry_out, setting, chosen)
 
 
 def _concluded(setting: Setting) -> Sweep:
@@ -118,10 +142,11 @@ def _plan(setting: Setting) -> str:
     begun = len(setting.study.get_trials(deepcopy=False))
     bounds = [f"{most} trials" if most is not None else "", f"{sweep.hours:g} hours" if sweep.hours else ""]
     pruner = f", pruned by {sweep.pruner.method}" if sweep.pruner is not None else ""
+    at_once = f", {setting.most} at a time" if setting.most > 1 else ""
     so_far = f"; {begun} were begun before" if begun else ""
     return (
         f"sweep {setting.folder.name}: {' or '.join(filter(None, bounds))} by {sweep.sampler} over "
-        f"{', '.join(sweep.space)}, judged by {', '.join(sweep.objectives)}{pruner}{so_far}"
+        f"{', '.join(sweep.space)}, judged by {', '.join(sweep.objectives)}{pruner}{at_once}{so_far}"
     )
 
 

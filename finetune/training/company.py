@@ -12,7 +12,6 @@ import gc
 import logging
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -139,16 +138,14 @@ class Company:
         return self.asked.stop is not None
 
     def run(self, runs: Iterable[tuple[str, Callable[[Member], None]]]) -> None:
-        """Carry the runs out, each a name and what its thread does. A run that raises an error is left, and
-        the others continue; what became of it is the run's own to keep.
+        """Carry the runs out, each a name and what its thread does; one is taken when there is room for it. A
+        run that raises an error is left, and the others continue; what became of it is the run's own to keep.
 
         Raises KeyboardInterrupt, and errors of the common pass, when they have ended every run.
         """
-        waiting = deque(runs)
+        waiting = iter(runs)
         try:
-            while self._turns or waiting:
-                while waiting and len(self._turns) < self.most:
-                    self._turns.append(_Turn(Member(waiting[0][0], self), waiting.popleft()[1], self._mine))
+            while self._fill(waiting):
                 self._hear()
                 self._let_all()
                 together = [turn for turn in self._turns if turn.member.batch is not None]
@@ -159,6 +156,12 @@ class Company:
             for turn in self._turns:
                 turn.end(error)
             raise
+
+    def _fill(self, waiting: Iterator[tuple[str, Callable[[Member], None]]]) -> bool:
+        """Begin as many as there is room for; whether there are any."""
+        while len(self._turns) < self.most and (new := next(waiting, None)) is not None:
+            self._turns.append(_Turn(Member(new[0], self), new[1], self._mine))
+        return bool(self._turns)
 
     def survives(self, name: str, error: BaseException) -> bool:
         """See Member.leaves. Two runs may fail at once, each in another process."""

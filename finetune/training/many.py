@@ -4,7 +4,7 @@ torch by itself."""
 import json
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from finetune.recipe.schema import Recipe
 from finetune.runs.commands import shell_command
 from finetune.runs.folder import RunFolder, open_run
 from finetune.training.start import alone
+from finetune.training.watching import Watcher
 
 if TYPE_CHECKING:
     from finetune.engines.launch.processes import Launch
@@ -90,10 +91,25 @@ def start_many(
     outcomes = [Outcome(name) for name in called]
     allowed, command = frozenset(allow_code), shell_command(*arguments)
     begun = [
-        *(partial(_train, loaded, allowed, command) for loaded in recipes),
-        *(partial(_resume, path, allowed, newest.get(path)) for path in paths),
+        *(partial(train_member, loaded, command=command, allow_code=allowed) for loaded in recipes),
+        *(partial(resume_member, path, allow_code=allowed, newest=newest.get(path)) for path in paths),
     ]
+    train_together(
+        (
+            (outcome.name, partial(_carried_out, outcome, work))
+            for outcome, work in zip(outcomes, begun, strict=True)
+        ),
+        most,
+        passes,
+    )
+    return outcomes
 
+
+def train_together(
+    runs: "Iterable[tuple[str, Callable[[Member], None]]]", most: int, passes: int = 0
+) -> None:
+    """Carry runs out, each a name and what its thread does with it (train_member, resume_member), at most so
+    many at a time; the next is taken when one ends. See Company.run for what is raised."""
     from finetune.engines.group import contact, this_group
     from finetune.training.company import Company
     from finetune.training.run_log import heard
@@ -103,11 +119,9 @@ def start_many(
         group.form()
         with requests.deferring():
             Company(most, requests, passes, group).run(
-                (environment.RUN_THREAD + outcome.name, partial(_carried_out, outcome, work))
-                for outcome, work in zip(outcomes, begun, strict=True)
+                (environment.RUN_THREAD + name, work) for name, work in runs
             )
         group.leave()
-    return outcomes
 
 
 def _planned(launch: str, processes: int | None, recipes: Sequence[Recipe]) -> "Launch":
@@ -214,7 +228,7 @@ def _carried_out(outcome: Outcome, work: "partial[tuple[Path, str]]", member: "M
         expected = isinstance(error, FinetuneError | DataError | OSError | MemoryError | RuntimeError)
         told = f"{type(error).__name__}: {error}" if expected else "".join(format_exception(error)).strip()
         outcome.error = error
-        _let_go(error)
+        let_go(error)
         outcome.folder = member.folder if member.folder is not None and member.folder.is_dir() else None
         go_on = "; the other runs continue" if member.leaves(error) else ""
         logger.error(told + go_on)
@@ -223,37 +237,55 @@ def _carried_out(outcome: Outcome, work: "partial[tuple[Path, str]]", member: "M
         raise
 
 
-def _let_go(error: BaseException | None) -> None:
+def let_go(error: BaseException | None) -> None:
     """An error is kept to the end; what its frames hold, a model and its optimizer among it, is not."""
     while error is not None:
         clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
 
-def _train(
-    loaded: LoadedRecipe, allow_code: frozenset[str], command: str, member: "Member"
+def train_member(
+    loaded: LoadedRecipe,
+    member: "Member",
+    *,
+    command: str,
+    allow_code: frozenset[str],
+    folder: Path | None = None,
+    watcher: Watcher | None = None,
 ) -> tuple[Path, str]:
+    """A new run, in its own folder or in this one, in the thread of the member that it is; the folder and the
+    run's status."""
     from finetune.training import run
 
     with loaded.placing():
-        folder, summary = run.start(
+        ended = run.start(
             loaded.recipe,
             name=member.name.removeprefix(environment.RUN_THREAD),
             command=command,
             allow_code=allow_code,
+            folder=folder,
             origins=loaded.origins,
             member=member,
+            watcher=watcher,
         )
-    return folder.path, summary["status"]
+    return ended.folder.path, ended.summary["status"]
 
 
-def _resume(
-    path: Path, allow_code: frozenset[str], newest: Path | None, member: "Member"
+def resume_member(
+    path: Path,
+    member: "Member",
+    *,
+    allow_code: frozenset[str],
+    newest: Path | None = None,
+    watcher: Watcher | None = None,
 ) -> tuple[Path, str]:
+    """The same of a run that is there."""
     from finetune.training import run
 
-    folder, summary = run.resume(path, recipe=None, allow_code=allow_code, member=member, newest=newest)
-    return folder.path, summary["status"]
+    ended = run.resume(
+        path, recipe=None, allow_code=allow_code, member=member, newest=newest, watcher=watcher
+    )
+    return ended.folder.path, ended.summary["status"]
 
 
 def _where_they_were_together(runs: Sequence[Path]) -> tuple[int, dict[Path, Path]]:

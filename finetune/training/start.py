@@ -58,9 +58,7 @@ def start(
     evaluations, and may stop it, in a training in this process.
     """
     allowed = frozenset(allow_code)
-    words = (
-        list(arguments) if arguments is not None else _arguments(loaded, resumed, allowed, trust_checkpoint)
-    )
+    words = list(arguments) if arguments is not None else words_of(loaded, resumed, allowed, trust_checkpoint)
     for name, value in options.items():
         if name in LEAST and not (isinstance(value, int | float) and value >= LEAST[name]):
             raise LaunchError(f"{name} is {value!r}; expected a number from {LEAST[name]:g}.")
@@ -202,9 +200,13 @@ def _recipe_of(loaded: LoadedRecipe | None, resumed: Path | None) -> Recipe:
     return loaded.recipe
 
 
-def _arguments(
-    loaded: LoadedRecipe | None, resumed: Path | None, allow_code: frozenset[str], trust_checkpoint: bool
+def words_of(
+    loaded: LoadedRecipe | None,
+    resumed: Path | None,
+    allow_code: frozenset[str],
+    trust_checkpoint: bool = False,
 ) -> list[str]:
+    """The words behind `finetune` that train this in one process."""
     words = ["train"]
     if resumed is not None:
         words += ["--resume", str(resumed.resolve()), *(["--trust-checkpoint"] if trust_checkpoint else [])]

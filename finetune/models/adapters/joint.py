@@ -94,7 +94,9 @@ class JointDecoder:
 
     def join(self, adapter: str, model: PeftModel) -> None:
         """From now on calls may have tokens of this adapter. Raises ModelError where it isn't LoRA that can
-        be computed so."""
+        be computed so, ValueError where there is an adapter of this name."""
+        if adapter in self._adapters:
+            raise ValueError(f"two runs are called {adapter!r}, and their tokens would have one adapter")
         base: Any = model.get_base_model()
         layers = {name: layer for name, layer in base.named_modules() if isinstance(layer, LoraLayer)}
         reasons = {_unsupported(layer) for layer in layers.values()} - {None}

@@ -149,3 +149,15 @@ def test_weights_are_in_memory_once() -> None:
     adapted = get_peft_model(one, LoraConfig(**CONFIGS[0]))
     assert any("lora_" in name for name, _ in adapted.named_parameters())
     assert not any("lora_" in name for name, _ in other.named_parameters())
+
+
+def test_two_adapters_of_one_name_are_refused() -> None:
+    """The tokens of both would have the second one's."""
+    base = base_of("llama", torch.float64)
+    model, *_ = adapters_of(base)
+    decoder = JointDecoder(sharing_weights(base))
+    decoder.join("one", model)
+    with pytest.raises(ValueError, match="two runs are called 'one'"):
+        decoder.join("one", model)
+    decoder.leave("one")
+    decoder.join("one", model)

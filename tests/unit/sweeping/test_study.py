@@ -116,3 +116,32 @@ def test_what_was_reported_and_not_judged_is_judged() -> None:
     better.report(0.5, 1)
     assert not better.should_prune()
     assert TrialWatcher(first, sweep).evaluated(points[0]) is None
+
+
+@pytest.mark.parametrize("method", ["halving", "hyperband"])
+def test_a_mark_that_a_kill_left_is_not_a_comparison_that_was_won(method: str) -> None:
+    """The pruner marks a trial before it says anything; the worker that goes on asks for the verdict again,
+    and others are compared as if nothing had been."""
+    sweep = SweepSection.model_validate({"space": SPACE, "trials": 9, "pruner": {"method": method}})
+
+    def searched_so(killed_at: frozenset[int]) -> list[tuple[str | None, ...]]:
+        study = optuna.create_study(pruner=pruner_of(sweep.pruner), study_name="sweep")
+        found = []
+        for number in range(9):
+            trial, said = study.ask(), list[str | None]()
+            for index in range(1, 10):
+                points = [EvaluationPoint(k, {"loss": float(number * 7 % 9)}) for k in range(1, index + 1)]
+                if index in killed_at:
+                    trial.report(points[-1].values["loss"], index)
+                    trial.should_prune()
+                    trial = optuna.trial.Trial(study, trial._trial_id)
+                said.append(TrialWatcher(trial, sweep).evaluated(points))
+                if said[-1] is not None:
+                    break
+            study.tell(trial, 0.0)
+            found.append(tuple(said))
+        return found
+
+    whole = searched_so(frozenset())
+    assert searched_so(frozenset({1, 3, 4, 9})) == whole
+    assert any(said[-1] is not None for said in whole)

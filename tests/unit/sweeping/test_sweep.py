@@ -241,3 +241,48 @@ def test_the_trials_are_one_group_of_the_tracker(tiny_base: Path, tmp_path: Path
     )
     found = finetune.sweep(path)
     assert finetune.Run(found.run_of(found.trials[0])).recipe.tracking.group == "sweep"
+
+
+def test_trials_of_one_base_train_at_once(halved: Sweep, tiny_base: Path, tmp_path: Path) -> None:
+    """Each is what it is alone; one that is dropped leaves its place to the next."""
+    path = write_recipe(tmp_path, tiny_base, HALVING)
+    said: list[str] = []
+    with hearing(said.append):
+        found = finetune.sweep(path, max_adapters=3)
+    alone = {row.number: row for row in halved.trials}
+    assert [row.values for row in found.trials] == [row.values for row in halved.trials]
+    for row in found.trials:
+        if row.status == alone[row.number].status == "finished":
+            assert row.result == pytest.approx(alone[row.number].result, rel=1e-3)
+    assert {row.status for row in found.trials} == {"finished", "pruned"}
+    begun = [index for index, line in enumerate(said) if re.match(r"trial \d: train", line)]
+    ended = [index for index, line in enumerate(said) if "stopped after step" in line]
+    assert len(begun) == 6
+    assert begun[2] < ended[0] < begun[3]  # three together, and the fourth in a place that was left
+    assert seen(finetune.sweep(path)) == seen(found)  # nothing is left to do, one at a time neither
+
+
+def test_what_can_not_share_a_base_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    """Before a trial, or in the one that it is drawn for; the others come to their end."""
+    with pytest.raises(SweepError, match=r"adapter\.use_dora.*Leave out --max-adapters"):
+        finetune.sweep(write_recipe(tmp_path, tiny_base, {}, adapter={"use_dora": True}), max_adapters=2)
+    drawn = {"space": {"adapter.use_dora": {"choice": [False, True]}}, "sampler": "grid", "trials": None}
+    path = write_recipe(tmp_path, tiny_base, drawn, output={"folder": str(tmp_path / "others")})
+    with pytest.raises(SweepError, match=r"trial-002: adapter\.use_dora"):
+        finetune.sweep(path, max_adapters=2)
+    assert open_run(tmp_path / "others" / "sweep" / "trial-001").read_summary()["status"] == "finished"
+    assert len(finetune.sweep(path).best) == 2
+
+
+def test_repeats_train_at_once(tiny_base: Path, tmp_path: Path) -> None:
+    """As many as are asked for, scored as they are alone."""
+    repeats = {"trials": 2, "repeats": {"best": 2, "seeds": 2, "sources": JUDGES}}
+    repeats |= {"space": {"train.learning_rate": {"log_uniform": [1e-4, 1e-3]}}}
+    together = finetune.sweep(write_recipe(tmp_path, tiny_base, repeats), max_adapters=4)
+    assert {len(repeat.by_seed) for repeat in together.repeats} == {2}
+    alone = finetune.sweep(
+        write_recipe(tmp_path, tiny_base, repeats, output={"folder": str(tmp_path / "alone")})
+    )
+    for one, other in zip(together.repeats, alone.repeats, strict=True):
+        assert one.number == other.number
+        assert one.by_seed == pytest.approx(other.by_seed, rel=1e-3)

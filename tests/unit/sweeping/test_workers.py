@@ -60,6 +60,21 @@ def test_a_killed_sweep_goes_on_as_if_it_had_not_been(tiny_base: Path, tmp_path:
 
 
 @pytest.mark.long
+def test_trials_that_train_at_once_go_on_after_a_kill(tiny_base: Path, tmp_path: Path) -> None:
+    """Each from its newest checkpoint; those that were finished stay as they are."""
+    path = write_recipe(tmp_path, tiny_base, {"trials": 5, "sampler": "random"}, train=LONGER)
+    second = tmp_path / "runs" / "sweep" / "trial-002"
+    step = kill_in(second, worker(path, "--max-adapters", "3"))
+    again = worker(path, "--max-adapters", "3")
+    out, err = again.communicate(timeout=300)
+    assert again.returncode == 0, (out, err)
+    found = finetune.sweep(path)
+    assert [row.status for row in found.trials] == ["finished"] * 5
+    assert f"resuming from checkpoint-{step}\n" in (second / "run.log").read_text()
+    assert "trial 5: train.learning_rate" in out
+
+
+@pytest.mark.long
 @needs_postgres
 def test_workers_share_a_sweep_in_postgresql(tiny_base: Path, tmp_path: Path) -> None:
     """One is killed in a trial, and two go on beside one another: each trial is trained once, by one of them, and
