@@ -26,7 +26,7 @@ quickstart: $(VENV)/.installed  ## fine-tune a real 135M LLaMA, merge it, and co
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # Drawn inputs: the same ones on every run of a commit here, new ones in test-full, which is where to look for more.
-test: $(VENV)/.installed-dev  ## the test suite, some 15 minutes on 2 cores
+test: $(VENV)/.installed-dev  ## the test suite, 10 to 16 minutes on 2 cores
 	$(PYTEST) --hypothesis-profile=ci -m "not long"
 
 # What most changes break first: recipes, data, who imports whom. None of them loads torch, which is seen to; those

@@ -21,6 +21,9 @@ LAUNCHER = "FINETUNE_LAUNCHER"
 """The launcher's process id."""
 TIMEOUT = "FINETUNE_TIMEOUT_MINUTES"
 """How long the processes wait for each other."""
+ROUND, CONTINUES = "FINETUNE_ROUND", "FINETUNE_CONTINUES"
+"""On several machines: how often their processes were started by now, from 1, and the run that they go on
+with, empty where there is none."""
 STORE = "FINETUNE_STORE"
 """On one machine: the folder of the file in which the processes leave each other their addresses."""
 
@@ -116,6 +119,21 @@ def is_worker() -> bool:
 def run_folder() -> Path | None:
     """The run folder that the launcher made; None where there is none, or another launcher."""
     return Path(os.environ[RUN]) if is_worker() and os.environ.get(RUN) else None
+
+
+def set_round(number: int, run: str) -> None:
+    """For processes that are started from now on: see ROUND and CONTINUES."""
+    os.environ[ROUND], os.environ[CONTINUES] = str(number), run
+
+
+def meeting_round() -> int | None:
+    """Which round of the machines' meeting this process was started in; None on one machine."""
+    return int(os.environ[ROUND]) if is_worker() and ROUND in os.environ else None
+
+
+def continued_run() -> Path | None:
+    """The run that processes of several machines go on with, since one of them was gone."""
+    return Path(os.environ[CONTINUES]) if is_worker() and os.environ.get(CONTINUES) else None
 
 
 def store_file() -> Path | None:

@@ -127,7 +127,7 @@ CASES = (
     ),
 )
 BF16 = Case("bf16", ("train.precision=bf16",), tolerance=5e-2)
-"""Where it is native: on a GPU with flash attention and Liger's loss where they are installed."""
+"""Where it is native: on a GPU with the attention and the loss that train there."""
 KILLED = Case("killed and resumed", tolerance=0.0)
 TOGETHER = Case("beside another adapter")
 

@@ -53,7 +53,9 @@ def train(
     max_restarts: Annotated[
         int | None,
         typer.Option(
-            min=0, help="With --launch: how often to continue after a process died; never when absent."
+            min=0,
+            help="With --launch: how often to continue after a process or a machine was gone; never when "
+            "absent.",
         ),
     ] = None,
     timeout_minutes: Annotated[

@@ -55,14 +55,22 @@ class Group:
         place: dict[str, Any] = {}
         try:
             if file is not None:
-                store = distributed.FileStore(str(file), self.world_size)
-                store.set_timeout(timeout)
-                self._wait_for_all(store, timeout.total_seconds())
+                here = distributed.FileStore(str(file), self.world_size)
+                here.set_timeout(timeout)
+                self._wait_for_all(here, timeout.total_seconds())
+                place = {"store": here, "rank": self.rank, "world_size": self.world_size}
+            elif (number := environment.meeting_round()) is not None:
+                # In a place of this round: the addresses of an earlier one are nobody's any more.
+                store = distributed.PrefixStore(f"processes/{number}", self._store_of_machine_0(timeout))
                 place = {"store": store, "rank": self.rank, "world_size": self.world_size}
             distributed.init_process_group(backend, timeout=timeout, **place)
         except (RuntimeError, ValueError) as error:
             where = file or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise PeerLost(f"process {self.rank} could not meet the others at {where}: {error}") from error
+
+    def _store_of_machine_0(self, timeout: timedelta) -> distributed.Store:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return distributed.TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
 
     def _wait_for_all(self, store: distributed.FileStore, seconds: float) -> None:
         """Until all processes are at the store: torch waits there too, but deaf to signals, for as long as

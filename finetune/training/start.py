@@ -165,7 +165,7 @@ def _train_here(
     """Train in this process, which may be one of several that a launcher started."""
     from finetune.training import run
 
-    made = folder or environment.run_folder()
+    made = folder or environment.run_folder() or environment.continued_run()
     if resumed is None and made is not None and is_run(made):
         resumed, loaded = made, None  # the launcher starts its processes again
     if resumed is not None:

@@ -163,3 +163,54 @@ def test_a_cut_cable(train: Train, tmp_path: Path, environment: dict[str, str], 
     )
     assert done.returncode == 0, done.stderr
     assert difference(Launched(0, "", "", run).weights(), whole.weights()) < 1e-3
+
+
+@pytest.mark.long
+def test_a_host_that_comes_back_joins_again(
+    train: Train, tmp_path: Path, environment: dict[str, str], hosts: None
+) -> None:
+    """The second host's command is killed; the first one's stays, and goes on from the newest checkpoint with
+    the host's next command: the bits are those of a run that nothing happened to."""
+    steps = {"max_steps": 300, "save_every": 50, "learning_rate": 1e-4}
+    whole = train("--launch", "ddp", "--processes", "2", train=steps)
+    launches = [
+        start(rank, tmp_path / "recipe.yaml", environment, "--max-restarts", "2", engine="ddp")
+        for rank in (0, 1)
+    ]
+    run = tmp_path / "runs" / "recipe-002"
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "checkpoint-50" / "complete.json").exists():
+        assert time.monotonic() < deadline
+        assert launches[0].poll() is None, launches[0].communicate()
+        time.sleep(0.01)
+    launches[1].kill()
+    launches[1].communicate()
+    launches[1] = start(1, tmp_path / "recipe.yaml", environment, "--max-restarts", "2", engine="ddp")
+    outputs = [launch.communicate(timeout=180) for launch in launches]
+    assert [launch.returncode for launch in launches] == [0, 0], outputs
+    assert "resuming from checkpoint-" in (run / "run.log").read_text()
+    assert difference(Launched(0, "", "", run).weights(), whole.weights()) == 0
+    assert not list((tmp_path / "runs").glob("recipe-003"))
+
+
+@pytest.mark.long
+def test_a_first_host_that_is_gone_ends_the_launch(
+    train: Train, tmp_path: Path, environment: dict[str, str], hosts: None
+) -> None:
+    """The others meet at it: with restarts left they end with one message, and the run can be resumed."""
+    train(train={"max_steps": 1})
+    recipe = tmp_path / "recipe.yaml"
+    options = ("--max-restarts", "2", "train.max_steps=300", "train.save_every=50")
+    launches = [start(rank, recipe, environment, *options, engine="ddp") for rank in (0, 1)]
+    run = tmp_path / "runs" / "recipe-002"
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "checkpoint-50" / "complete.json").exists():
+        assert time.monotonic() < deadline
+        assert launches[0].poll() is None, launches[0].communicate()
+        time.sleep(0.01)
+    launches[0].kill()
+    launches[0].communicate()
+    _, stderr = launches[1].communicate(timeout=90)
+    assert launches[1].returncode in (2, 75), stderr
+    assert "machine 0" in stderr, stderr
+    assert "Traceback" not in stderr, stderr

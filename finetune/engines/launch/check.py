@@ -33,10 +33,6 @@ def plan_launch(
         raise LaunchError(f"--node-rank: got {rank}, expected 0 to {machines - 1} with --nodes {machines}.")
     if machines == 1 and rendezvous is not None:
         raise LaunchError("--rendezvous is where several machines meet; give --nodes too, or leave it out.")
-    if machines > 1 and max_restarts:
-        raise LaunchError(
-            "--max-restarts goes on by itself on one machine only; with --nodes, start again with --resume."
-        )
     place = (rendezvous or config.meeting) if machines > 1 else None
     if machines > 1 and place is None:
         raise LaunchError(

@@ -18,12 +18,15 @@ from typing import Any
 from torch.distributed import DistError, HashStore, PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
+from finetune import environment
 from finetune.engines.launch.addresses import Address
 from finetune.engines.launch.shared_folder import check_shared
 from finetune.errors import LaunchError
+from finetune.runs.folder import is_run
 
 NAME = "finetune"
-JOINED = "machines"
+ROUND, CALL, HERE = "round", "call/", "here/"
+"""Keys of the store: how many rounds have begun, machine 0's call to the next one, the others' answers."""
 EVERY_SECONDS = 0.2
 ATTEMPT = timedelta(seconds=5)
 
@@ -47,24 +50,60 @@ class Meeting(RendezvousHandler):
         self.store: Store | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """The store that the machines share, once all of them are there. Raises LaunchError where they don't
-        come, or don't share the run folder."""
+        """The store that the machines share, once all of them are there: at the start, and each time that the
+        processes are started again, on a machine that came back, too.
+
+        Raises LaunchError where they don't come, don't share the run folder, or machine 0 is gone.
+        """
         if self.stopped.is_set():
             raise LaunchError("the processes are not started: a signal asked for the end")
         if self.address is None:
             self.store = HashStore()  # the agent talks with itself
             return RendezvousInfo(self.store, 0, 1, RendezvousStoreInfo("127.0.0.1", 0))
+        deadline = time.monotonic() + 60 * self.minutes
         if self.store is None:
-            self.store = self._meet(self.address)
+            self.store = self._reach(self.address, deadline)
+        until = partial(self._until, deadline)
+        try:
+            number, run = self._gather(self.store, until)
+            if number == 1:
+                check_shared(self.store, self.folder, self.rank, self.machines, until)
+        except DistError as error:
+            raise LaunchError(f"machine 0, at {self.address}, is gone: its command has ended") from error
+        environment.set_round(number, run)
         return RendezvousInfo(
-            PrefixStore(NAME, self.store),
+            PrefixStore(f"{NAME}/{number}", self.store),
             self.rank,
             self.machines,
             RendezvousStoreInfo(self.address.host, self.address.port),
         )
 
-    def _meet(self, address: Address) -> Store:
-        deadline = time.monotonic() + 60 * self.minutes
+    def _gather(self, store: Store, until: Callable[[Callable[[], Any], str], Any]) -> tuple[int, str]:
+        """Machine 0 calls, the others answer: which round this is, from 1, and the run that it goes on with,
+        empty where there is none yet. Who comes back after its end answers the next call."""
+        if self.rank == 0:
+            number = store.add(ROUND, 0) + 1
+            run = str(self.folder) if self.folder is not None and is_run(self.folder) else ""
+            store.set(f"{CALL}{number}", run)
+            answers = [f"{HERE}{number}/{other}" for other in range(1, self.machines)]
+            until(lambda: store.check(answers), f"not all of {self.machines} machines came")
+            store.add(ROUND, 1)
+            return number, run
+        until(
+            lambda: store.check([f"{CALL}{store.add(ROUND, 0) + 1}"]), "machine 0 does not start them again"
+        )
+        number = store.add(ROUND, 0) + 1
+        run = store.get(f"{CALL}{number}").decode()
+        if run and not is_run(Path(run)):
+            raise LaunchError(
+                f"this machine doesn't see the run of machine 0, {run}: machines have to share its folder."
+            )
+        store.set(f"{HERE}{number}/{self.rank}", "")
+        until(lambda: store.add(ROUND, 0) >= number, f"not all of {self.machines} machines came")
+        return number, run
+
+    def _reach(self, address: Address, deadline: float) -> Store:
+        """The store, which machine 0 makes."""
         if self.rank == 0:
             listener = address.listener()
             store: Store = TCPStore(
@@ -77,13 +116,6 @@ class Meeting(RendezvousHandler):
         else:
             store = self._until(deadline, lambda: connected(address), "machine 0 does not answer")
         store.set_timeout(timedelta(minutes=self.minutes))
-        store.add(JOINED, 1)
-        self._until(
-            deadline,
-            lambda: store.add(JOINED, 0) >= self.machines,
-            f"not all of {self.machines} machines came",
-        )
-        check_shared(store, self.folder, self.rank, self.machines, partial(self._until, deadline))
         return store
 
     def _until(self, deadline: float, attempt: Callable[[], Any], problem: str) -> Any:
@@ -107,14 +139,15 @@ class Meeting(RendezvousHandler):
         return self.address is not None
 
     def is_closed(self) -> bool:
-        """Never: the machines that begin are those that end."""
+        """Never: a machine that is gone may come back."""
         return False
 
     def set_closed(self) -> None:
-        """Nothing: no machine joins later."""
+        """Nothing: whoever comes back waits for the others."""
 
     def num_nodes_waiting(self) -> int:
-        """None: no machine joins later."""
+        """None that the processes would have to be stopped for: where one is gone, theirs end by
+        themselves."""
         return 0
 
     def get_run_id(self) -> str:
