@@ -7,8 +7,9 @@
 Weights are random, of the shape of Llama 3.1 8B; rows are drawn. A wrong number ends the command with exit
 code 1 before anything is timed. A part that time or memory doesn't suffice for says so, and the others go on.
 
-numbers   losses and gradients of a small model on the GPU against the CPU's, in float32 (1e-4); the attention
-          of packs against one call for each document, in bf16; FP8's rounding (each bit) and products (1e-2)
+numbers   losses and gradients of a small model on the GPU against the CPU's, in float32 (1e-4); fused kernels
+          against plain arithmetic, and the attention of packs against one call for each document, in bf16;
+          FP8's rounding (each bit) and products (1e-2)
 gemm      the rate of bf16 products, by which the others are judged
 lora      LoRA r 16, two rows of 4,096 tokens a step, dropout 0 and 0.1 (NeMo AutoModel's published setting)
 packs     the same tokens in documents of the lengths that chats have

@@ -1,6 +1,8 @@
 """The benchmark of GPUs runs, part by part, where there is none."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -102,3 +104,22 @@ def test_the_base_is_read_by_transformers(tmp_path: Path) -> None:
     folder = write_base(tmp_path / "base", "tiny", torch.device("cpu"))
     _, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"]
+
+
+def test_kernels_are_beside_plain_arithmetic() -> None:
+    """What a GPU's are asked in bf16, of Triton's interpreter in fp32."""
+    pytest.importorskip("triton")
+    program = (
+        "import torch; from benchmarks.gpu.numbers import kernels_apart as apart; "
+        "print(apart(torch.device('cpu'), torch.float32))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0 < float(done.stdout.split()[-1]) < 1e-6

@@ -88,3 +88,14 @@ def test_a_shape_that_differs_from_the_config_is_refused(tiny_base: Path, tmp_pa
     (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
     with pytest.raises(ModelError, match="could not be loaded"):
         load_model(Base(tmp_path / "base", {}), dtype=torch.float32)
+
+
+def test_no_attention_plans_for_each_new_shape(tiny_base: Path) -> None:
+    """torch would take cuDNN's first on an H100, which plans for every length that packs have."""
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        load_model(Base(tiny_base, {}), dtype=torch.float32)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled)

@@ -47,3 +47,12 @@ def test_a_shipped_recipe_explains_itself(name: str) -> None:
         assert sum(line.startswith(part) for line in header) == 1
     launch = next(line for line in header if line.startswith("# Launch:  "))
     assert name.rpartition("/")[2] in launch
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith(("llama2/", "llama3/"))])
+def test_recipes_of_large_models_keep_a_gpu_busy(name: str) -> None:
+    """Rows are packed, and there is no dropout, which would take apart what is one product."""
+    recipe = load_recipe(name).recipe
+    assert recipe.data.pack_length_tokens is not None
+    assert 4096 <= recipe.data.pack_length_tokens <= 8192
+    assert recipe.adapter.dropout == 0

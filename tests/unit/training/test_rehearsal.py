@@ -155,3 +155,29 @@ def test_generators_of_other_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch
 def test_a_larger_micro_batch_that_fits_is_found(peak: int, micro: int, share: int, expected: int) -> None:
     """By what weights and optimizer hold (10 of 100) and what the present one adds."""
     assert largest_micro_batch(10, peak, 100, micro, share) == expected
+
+
+def test_a_share_is_counted_not_what_it_is_a_share_of() -> None:
+    """Of weights that two processes have cut up between them (FSDP2) each has half of the optimizer's
+    state."""
+    program = """
+import torch
+from types import SimpleNamespace
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from finetune.recipe.schema import Recipe
+from finetune.training.callbacks.memory_check import MemoryCheck
+
+distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+model = torch.nn.Sequential(torch.nn.Embedding(64, 32), torch.nn.Linear(32, 64, bias=False))
+model.get_input_embeddings = lambda: model[0]
+train = SimpleNamespace(optimizer="adamw", weights_dtype=None)
+check = SimpleNamespace(recipe=SimpleNamespace(train=train), trainer=SimpleNamespace(model=model))
+whole = MemoryCheck._state_bytes(check, model)
+fully_shard(model)
+print(whole, MemoryCheck._state_bytes(check, model))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(2 * 4 * 2 * 64 * 32), str(4 * 2 * 64 * 32)]
