@@ -98,6 +98,7 @@ def job_of_case(asked: argparse.Namespace, name: str) -> Job:
         quantization=None,
         trained_shapes=tuple(trainable_shapes(shape, adapter)),
         rank=RANK,
+        most_sharing=0,
         number_bytes=4 if asked.precision == "fp32" else 2,
         tokens=asked.tokens,
         supervised=asked.tokens,

@@ -21,6 +21,9 @@ class Job:
     trained_shapes: tuple[Sizes, ...]
     """Of the tensors that train."""
     rank: int
+    """The largest."""
+    most_sharing: int
+    """adapter.most_sharing."""
     number_bytes: int
     """c: 2 in bf16, 4 in fp32."""
     tokens: int

@@ -85,7 +85,8 @@ def memory_of(job: Job) -> Memory:
     )
     held, part = job.engine.memory(total, job.processes), trained / total.weights
     # Layers of a quantised base are shared out one by one while it loads, or after it was loaded whole.
-    whole = job.method == "qlora" and job.engine.shards_weights and job.rank < job.processes
+    by_layer = job.engine.fills_layers and job.most_sharing >= job.processes
+    whole = job.method == "qlora" and job.engine.shards_weights and not by_layer
     step = held.gradients + activations(job) + logits(job) + max(0.0, passing(job) - chunk_bytes(job))
     return Memory(
         weights=max(held.weights, total.weights if whole else 0.0) * (1 - part),

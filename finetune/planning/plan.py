@@ -225,6 +225,7 @@ def job_of(
             trainable_shapes(shape, adapter, len(recipe.model.new_tokens), recipe.model.head_outputs)
         ),
         rank=max(adapter.saved_ranks),
+        most_sharing=adapter.most_sharing,
         number_bytes=4 if precision == "fp32" else 2,
         trained_bytes=2 if train.weights_dtype == "bf16" else 4,
         tokens=tokens,

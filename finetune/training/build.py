@@ -39,8 +39,7 @@ from finetune.models.adapters.adapter import (
 )
 from finetune.models.adapters.from_rows import start_from_rows
 from finetune.models.adapters.start import original_weights
-from finetune.models.architectures import family_of, last_part
-from finetune.models.architectures.base import VOCABULARY
+from finetune.models.architectures import family_of
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import MASK, read_config, read_json
 from finetune.models.bases.locate import Base, resolve_base
@@ -391,20 +390,15 @@ def _common_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
 
 
 def _fills_layers(recipe: Recipe, inputs: Inputs, engine: Engine) -> bool:
-    """Whether a base that is quantised has its layers filled one by one: where the adapter's start needs none
-    of their weights, and each process has a share of each of its matrices."""
+    """Whether a base that is quantised has its layers filled one by one."""
     adapter, config = recipe.adapter, read_config(inputs.base.folder)
-    whole = {last_part(name) for name in adapter.modules_to_save} - VOCABULARY
-    starts = adapter.use_dora or adapter.init == "loftq" or whole
     return (
         engine.fills_layers
-        and adapter.method == "qlora"
+        and adapter.most_sharing >= this_group().world_size
         and inputs.rules.training >= 2
         and family_of(config.get("model_type")) is not None
         and not config.get("quantization_config")
         and not is_pruned(inputs.base.folder, adapter, engine)
-        and not starts
-        and min(adapter.saved_ranks) >= this_group().world_size
     )
 
 

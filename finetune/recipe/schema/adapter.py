@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from data_prep.config import PATH, Section
+from finetune.models.architectures.base import VOCABULARY, last_part
 
 Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
 LAST_LAYERS = r"^last [1-9][0-9]{0,3}$"
@@ -118,6 +119,15 @@ class AdapterSection(Section):
     def saved_rank(self) -> int:
         """The rank of the adapter that is saved."""
         return 2 * self.rank if self.starts_at_base else self.rank
+
+    @property
+    def most_sharing(self) -> int:
+        """Over how many processes at most a quantised base's layers are cut up one by one as they are read:
+        each needs a share of each of the adapter's matrices. 0 where the adapter's start needs the layers'
+        own weights."""
+        whole = {last_part(name) for name in self.modules_to_save} - VOCABULARY
+        starts = self.use_dora or self.init == "loftq" or whole
+        return 0 if self.method != "qlora" or starts else min(self.saved_ranks)
 
     @property
     def saved_ranks(self) -> tuple[int, ...]:

@@ -260,12 +260,18 @@ def test_a_gpu_is_planned_with_room_to_spare(
 def test_a_quantised_base_is_whole_at_first_where_its_layers_can_not_be_shared(
     make_recipe: MakeRecipe,
 ) -> None:
-    """With a rank below the number of processes, of which some would have no share of the adapter."""
+    """With a rank below the number of processes, of which some would have no share of the adapter, the smallest
+    of several; or where the adapter's start needs the layers' weights."""
     job = job_for(make_recipe(adapter={"method": "qlora", "rank": 4}, data={"pack_length_tokens": 128}))
     job = replace(job, shape=replace(job.shape, layers=32), engine=FSDP2)
     few, many = (memory_of(replace(job, processes=processes)).weights for processes in (4, 8))
     assert few < many
-    assert many == pytest.approx(memory_of(replace(job, engine=SINGLE, processes=1)).weights)
+    whole = memory_of(replace(job, engine=SINGLE, processes=1)).weights
+    assert many == pytest.approx(whole)
+    for adapter in ({"rank": 16, "rank_pattern": {"q_proj": 2}}, {"rank": 16, "use_dora": True}):
+        job = job_for(make_recipe(adapter={"method": "qlora"} | adapter, data={"pack_length_tokens": 128}))
+        job = replace(job, shape=replace(job.shape, layers=32), engine=FSDP2, processes=4)
+        assert memory_of(job).weights == pytest.approx(whole, rel=1e-3)
 
 
 def test_a_pack_that_is_shared_takes_as_many_times_less(make_recipe: MakeRecipe) -> None:
