@@ -82,6 +82,15 @@ def start(
     )
 
 
+def until_saved(run: Path, launch: subprocess.Popen[str]) -> None:
+    """Wait for a run's first checkpoint, after step 50."""
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "checkpoint-50" / "complete.json").exists():
+        assert time.monotonic() < deadline
+        assert launch.poll() is None, launch.communicate()
+        time.sleep(0.01)
+
+
 @pytest.mark.long
 @pytest.mark.skipif(NO_COMPILER, reason="DeepSpeed needs g++ and ninja")
 def test_two_hosts_train_as_one_process(
@@ -146,11 +155,7 @@ def test_a_cut_cable(train: Train, tmp_path: Path, environment: dict[str, str], 
         for rank in (0, 1)
     ]
     run = tmp_path / "runs" / "recipe-002"
-    deadline = time.monotonic() + 120
-    while not (run / "checkpoints" / "checkpoint-50" / "complete.json").exists():
-        assert time.monotonic() < deadline
-        assert launches[0].poll() is None, launches[0].communicate()
-        time.sleep(0.01)
+    until_saved(run, launches[0])
     ip("-n", HOSTS[1][0], "link", "set", HOSTS[1][1], "down")
     cut = time.monotonic()
     outputs = [launch.communicate(timeout=90) for launch in launches]
@@ -178,11 +183,7 @@ def test_a_host_that_comes_back_joins_again(
         for rank in (0, 1)
     ]
     run = tmp_path / "runs" / "recipe-002"
-    deadline = time.monotonic() + 120
-    while not (run / "checkpoints" / "checkpoint-50" / "complete.json").exists():
-        assert time.monotonic() < deadline
-        assert launches[0].poll() is None, launches[0].communicate()
-        time.sleep(0.01)
+    until_saved(run, launches[0])
     launches[1].kill()
     launches[1].communicate()
     launches[1] = start(1, tmp_path / "recipe.yaml", environment, "--max-restarts", "2", engine="ddp")
@@ -203,11 +204,7 @@ def test_a_first_host_that_is_gone_ends_the_launch(
     options = ("--max-restarts", "2", "train.max_steps=300", "train.save_every=50")
     launches = [start(rank, recipe, environment, *options, engine="ddp") for rank in (0, 1)]
     run = tmp_path / "runs" / "recipe-002"
-    deadline = time.monotonic() + 120
-    while not (run / "checkpoints" / "checkpoint-50" / "complete.json").exists():
-        assert time.monotonic() < deadline
-        assert launches[0].poll() is None, launches[0].communicate()
-        time.sleep(0.01)
+    until_saved(run, launches[0])
     launches[0].kill()
     launches[0].communicate()
     _, stderr = launches[1].communicate(timeout=90)
