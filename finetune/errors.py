@@ -84,6 +84,13 @@ class PeerLost(LaunchError):
     """Another process of the run is gone: its end is the reason, and not this error."""
 
 
+class MachineGone(LaunchError):
+    """Another machine of a launch is gone, or was told to stop: nothing is wrong with this one, and the same
+    commands, started again, continue. The exit code says so to a scheduler."""
+
+    exit_code = 75
+
+
 class LaunchFailed(FinetuneError):
     """One of the processes of a launch ended before its work was done; the exit code is its own."""
 

@@ -31,7 +31,7 @@ def train_at_once(runs: Iterable[tuple[str, Work]], most: int) -> None:
         except Exception as error:  # noqa: BLE001 - raised below
             failed.append(error)
             let_go(error)
-            logger.error(f"{name} failed; no other begins, and those that train come to their end")
+            logger.error("failed; no other begins, and those that train come to their end")
 
     def begun(requests: signals.Requests) -> Iterator[tuple[str, Work]]:
         waiting = iter(runs)

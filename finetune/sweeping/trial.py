@@ -5,6 +5,7 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,11 @@ logger = logging.getLogger(__name__)
 PRUNED, JUDGED, MARKS, COST, ERROR = "pruned", "judged", "marks", "cost", "error"
 """Attributes of a trial: why it was stopped, the evaluation that the pruner let pass last, how many marks of
 its own the pruner had made by then, what the trial took (tokens, steps, seconds), what it failed with."""
+COMMON = (
+    "model.", "adapter.quantization", "train.precision", "train.deterministic", "train.activation_",
+)  # fmt: skip
+"""How the keys begin of what runs that train together share."""
+ALONE = "Leave out --max-adapters: each trial then trains alone."
 MARK = "completed_rung_"
 """How the names of Optuna's marks begin: an evaluation at which halving has compared a trial."""
 
@@ -124,7 +130,7 @@ def train_trial(setting: Setting, trial: Trial, values: Values, member: "Member 
     number, study = trial.number + 1, setting.study
     run = RunFolder(setting.folder.trial(number))
     said = ", ".join(f"{key} {figure(value)}" for key, value in values.items())
-    logger.info(f"trial {number}: {said}")
+    logger.info(f"trial {number}: {said}" if member is None else said)
     try:
         train_run(setting, run.path, values, TrialWatcher(trial, setting.sweep), member)
     except NotFiniteError as error:
@@ -213,7 +219,18 @@ def refuse_company(loaded: LoadedRecipe, name: str) -> None:
     """Raises SweepError where trials of the recipe can't share a base."""
     problem = problem_of(loaded.recipe)
     if problem is not None:
-        raise SweepError(f"{name}: {problem}. Leave out --max-adapters: each trial then trains alone.")
+        raise SweepError(f"{name}: {problem}. {ALONE}")
+
+
+def refuse_space(setting: Setting) -> None:
+    """Raises SweepError where a value of the space can't be trained beside others, or a key is one for all
+    that share a base. A value that only goes with another one shows when a trial has both."""
+    for key, variation in setting.sweep.space.items():
+        if key.startswith(COMMON):
+            raise SweepError(f"sweep.space.{key}: trials of one base have it in common. {ALONE}")
+        for value in variation.choice or ():
+            with suppress(RecipeError):
+                refuse_company(setting.recipe_of({key: value}), f"sweep.space.{key}: {figure(value)}")
 
 
 def result_of(run: RunFolder, metrics: Sequence[str]) -> list[float]:

@@ -19,7 +19,7 @@ from finetune.sweeping.repeats import check_rows, repeat_best
 from finetune.sweeping.results import Repeated, Sweep, TrialRow, best_of, rows_of, write_best
 from finetune.sweeping.space import Values, drawn
 from finetune.sweeping.study import open_study, reaching
-from finetune.sweeping.trial import COST, Setting, refuse_company, train_trial
+from finetune.sweeping.trial import COST, Setting, refuse_company, refuse_space, train_trial
 
 if TYPE_CHECKING:
     from finetune.training.company import Member
@@ -57,6 +57,7 @@ def run_sweep(
     setting = Setting(loaded, recipe.sweep, folder, study, frozenset(allow_code), most)
     if most > 1:
         refuse_company(loaded, loaded.path.name)
+        refuse_space(setting)
     with reaching(storage), signals.listening():
         if recipe.sweep.repeats is not None:
             check_rows(setting)

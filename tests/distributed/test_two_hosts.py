@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.distributed.launches import NO_COMPILER, Launched, Train, difference
@@ -211,3 +212,65 @@ def test_a_first_host_that_is_gone_ends_the_launch(
     assert launches[1].returncode in (2, 75), stderr
     assert "machine 0" in stderr, stderr
     assert "Traceback" not in stderr, stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stop_of_one_host_is_the_end_of_both(
+    rank: int, train: Train, tmp_path: Path, environment: dict[str, str], hosts: None
+) -> None:
+    """With restarts left, too: nothing was lost, and a scheduler reads that both are to be started again."""
+    train(train={"max_steps": 1})
+    options = ("--max-restarts", "2", "train.max_steps=3000", "train.save_every=50")
+    launches = [start(one, tmp_path / "recipe.yaml", environment, *options, engine="ddp") for one in (0, 1)]
+    until_saved(tmp_path / "runs" / "recipe-002", launches[0])
+    launches[rank].terminate()
+    outputs = [launch.communicate(timeout=60) for launch in launches]
+    assert [launch.returncode for launch in launches] == [75, 75], outputs
+    assert "stopped after step" in "".join(outputs[0]), outputs
+
+
+@pytest.mark.long
+def test_a_host_that_comes_back_with_another_recipe_is_refused(
+    train: Train, tmp_path: Path, environment: dict[str, str], hosts: None
+) -> None:
+    """The run is the first host's; a command that asks for something else says so."""
+    train(train={"max_steps": 1})
+    options = (
+        "--max-restarts",
+        "1",
+        "--timeout-minutes",
+        "0.5",
+        "train.max_steps=3000",
+        "train.save_every=50",
+    )
+    launches = [start(rank, tmp_path / "recipe.yaml", environment, *options, engine="ddp") for rank in (0, 1)]
+    until_saved(tmp_path / "runs" / "recipe-002", launches[0])
+    launches[1].kill()
+    launches[1].communicate()
+    other = start(1, tmp_path / "recipe.yaml", environment, *options, "train.learning_rate=0.5", engine="ddp")
+    _, stderr = other.communicate(timeout=150)
+    assert other.returncode == 2, stderr
+    assert "train.learning_rate" in stderr
+    launches[0].kill()
+    launches[0].communicate()
+
+
+@pytest.mark.long
+def test_a_host_that_comes_back_before_the_other_notices(
+    train: Train, tmp_path: Path, environment: dict[str, str], hosts: None
+) -> None:
+    """Its processes were killed before they met the first host's, which would wait for them for as long as
+    --timeout-minutes says: they are started again, and both come to their end."""
+    train(train={"max_steps": 1})
+    options = ("--max-restarts", "2", "train.max_steps=20")
+    first = start(0, tmp_path / "recipe.yaml", environment, *options, engine="ddp")
+    second = start(1, tmp_path / "recipe.yaml", environment, *options, engine="ddp")
+    while not (children := psutil.Process(second.pid).children()):
+        time.sleep(0.01)
+    second.kill()
+    second.communicate()
+    assert children
+    second = start(1, tmp_path / "recipe.yaml", environment, *options, engine="ddp")
+    outputs = [launch.communicate(timeout=180) for launch in (first, second)]
+    assert [launch.returncode for launch in (first, second)] == [0, 0], outputs

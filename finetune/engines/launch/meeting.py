@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,13 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from finetune import environment
 from finetune.engines.launch.addresses import Address
 from finetune.engines.launch.shared_folder import check_shared
-from finetune.errors import LaunchError
+from finetune.errors import LaunchError, MachineGone
 from finetune.runs.folder import is_run
 
 NAME = "finetune"
-ROUND, CALL, HERE = "round", "call/", "here/"
-"""Keys of the store: how many rounds have begun, machine 0's call to the next one, the others' answers."""
+ROUND, CALL, HERE, BACK, STOP = "round", "call/", "here/", "back/", "stop"
+"""Keys of the store: how many rounds have begun, machine 0's call to the next one, the others' answers, who
+came back in a round, and whether a signal asked a machine to stop."""
 EVERY_SECONDS = 0.2
 ATTEMPT = timedelta(seconds=5)
 
@@ -43,11 +45,16 @@ class Meeting(RendezvousHandler):
         minutes: float,
         stopped: threading.Event,
         folder: Path | None,
+        accept: Callable[[Path], None],
     ):
-        """`folder` is the run's, on machine 0."""
+        """`folder` is the run's, on machine 0; `accept` refuses a run that isn't what this machine's command
+        asks for, where it comes back to one."""
         self.address, self.machines, self.rank, self.folder = address, machines, rank, folder
+        self.accept = accept
         self.minutes, self.stopped = minutes, stopped
         self.store: Store | None = None
+        self.number = 0
+        """The round that this machine's processes are in."""
 
     def next_rendezvous(self) -> RendezvousInfo:
         """The store that the machines share, once all of them are there: at the start, and each time that the
@@ -65,11 +72,17 @@ class Meeting(RendezvousHandler):
             self.store = self._reach(self.address, deadline)
         until = partial(self._until, deadline)
         try:
+            if self.store.check([STOP]):
+                raise MachineGone("the run was stopped on another machine; the same commands continue it.")
             number, run = self._gather(self.store, until)
             if number == 1:
                 check_shared(self.store, self.folder, self.rank, self.machines, until)
         except DistError as error:
-            raise LaunchError(f"machine 0, at {self.address}, is gone: its command has ended") from error
+            raise MachineGone(
+                f"machine 0, at {self.address}, is gone: its command has ended. Start the commands of all "
+                "machines again, and the run continues."
+            ) from error
+        self.number = number
         environment.set_round(number, run)
         return RendezvousInfo(
             PrefixStore(f"{NAME}/{number}", self.store),
@@ -89,6 +102,9 @@ class Meeting(RendezvousHandler):
             until(lambda: store.check(answers), f"not all of {self.machines} machines came")
             store.add(ROUND, 1)
             return number, run
+        begun = store.add(ROUND, 0)
+        if begun > self.number:  # back after its end: whoever hasn't noticed is told (num_nodes_waiting)
+            store.set(f"{BACK}{begun}", "")
         until(
             lambda: store.check([f"{CALL}{store.add(ROUND, 0) + 1}"]), "machine 0 does not start them again"
         )
@@ -98,6 +114,8 @@ class Meeting(RendezvousHandler):
             raise LaunchError(
                 f"this machine doesn't see the run of machine 0, {run}: machines have to share its folder."
             )
+        if run:
+            self.accept(Path(run))
         store.set(f"{HERE}{number}/{self.rank}", "")
         until(lambda: store.add(ROUND, 0) >= number, f"not all of {self.machines} machines came")
         return number, run
@@ -121,7 +139,7 @@ class Meeting(RendezvousHandler):
     def _until(self, deadline: float, attempt: Callable[[], Any], problem: str) -> Any:
         while not (found := attempt()):
             if time.monotonic() > deadline:
-                raise LaunchError(
+                raise (MachineGone if self.number else LaunchError)(
                     f"the processes could not meet at {self.address} within {self.minutes:g} minutes: "
                     f"{problem}"
                 )
@@ -146,9 +164,21 @@ class Meeting(RendezvousHandler):
         """Nothing: whoever comes back waits for the others."""
 
     def num_nodes_waiting(self) -> int:
-        """None that the processes would have to be stopped for: where one is gone, theirs end by
-        themselves."""
-        return 0
+        """How many wait for processes that don't know yet that their machine was gone: torch's agent stops
+        these then, and asks for the next round."""
+        if self.store is None or self.address is None:
+            return 0
+        try:
+            return int(self.store.check([f"{BACK}{self.number}"]))
+        except DistError:
+            return 0  # machine 0 is gone, and the processes will notice
+
+    def tell_stop(self) -> None:
+        """A signal asks this machine's processes to stop: the others' end with them, and aren't started
+        again. Called from another thread, and so by another way."""
+        if self.address is not None and (store := connected(self.address)) is not None:
+            with suppress(DistError):
+                store.set(STOP, "")
 
     def get_run_id(self) -> str:
         """A launch is its own."""

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +96,14 @@ class Failure:
         return f"process {self.rank} {how}; the others were stopped{where}"
 
 
-def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Failure | None:
+def run_processes(
+    launch: Launch,
+    arguments: list[str],
+    run: Path | None,
+    accept: Callable[[Path], None] = lambda run: None,
+) -> Failure | None:
     """Run `finetune ARGUMENTS` as each process of a launch until all have ended; the first that failed, or
-    None.
+    None. `accept` may refuse the run that a machine comes back to.
 
     Signals are passed on: the processes save and stop, or save and go on; Ctrl-C after a first signal kills
     them. Raises LaunchError where the machines don't meet, KeyboardInterrupt where a signal came before the
@@ -117,7 +122,7 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
     stopped = threading.Event()
     meeting = Meeting(
         launch.rendezvous, launch.nodes, launch.node_rank, minutes=launch.timeout_minutes, stopped=stopped,
-        folder=run,
+        folder=run, accept=accept,
     )  # fmt: skip
     rendezvous_handler_registry.register(NAME, _given)
     outcome: list[BaseException | None] = []
@@ -150,7 +155,7 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
         # Beside the main thread the agent leaves signals alone; it would kill a process 30 seconds after one.
         threading.Thread(target=work, args=(folder,)).start()
         said = FromWorkers(folder / FILE)
-        killed = _pass_signals_on(requests, ended, stopped, said)
+        killed = _pass_signals_on(requests, ended, stopped, said, meeting.tell_stop)
         said.finish()
         (error,) = outcome
         failure = first_failure(error.failures) if isinstance(error, ChildFailedError) else None
@@ -161,7 +166,7 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
     if requests.stop is not None and isinstance(error, LaunchError):
         raise requests.ending()
     if error is not None:
-        raise error if isinstance(error, LaunchError) else LaunchError(_reason(error)) from error
+        raise error if isinstance(error, FinetuneError) else LaunchError(_reason(error)) from error
     return None
 
 
@@ -187,10 +192,14 @@ def _reason(error: BaseException) -> str:
 
 
 def _pass_signals_on(
-    requests: signals.Requests, ended: threading.Event, stopped: threading.Event, said: FromWorkers
+    requests: signals.Requests,
+    ended: threading.Event,
+    stopped: threading.Event,
+    said: FromWorkers,
+    tell_stop: Callable[[], None],
 ) -> bool:
-    """Until the agent has ended: each process is told to stop once, those that are started later too; what
-    the main one says is logged.
+    """Until the agent has ended: each process is told to stop once, those that are started later too, and
+    other machines before them; what the main one says is logged.
 
     Whether they were killed in the midst of a step, by Ctrl-C after a first signal or because they took too
     long after it.
@@ -213,7 +222,9 @@ def _pass_signals_on(
             said.log_new()
             workers = _workers()
             if requests.stop is not None:
-                stopped.set()
+                if not stopped.is_set():
+                    stopped.set()
+                    tell_stop()
                 tell([worker for worker in workers if worker.pid not in told], requests.stop)
                 told |= {worker.pid for worker in workers}
             elif requests.saves > saves and workers:

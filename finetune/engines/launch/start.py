@@ -9,6 +9,7 @@ from finetune.engines.launch.processes import Launch, import_torch_quietly, run_
 from finetune.errors import LaunchFailed
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.lock import read_lock
+from finetune.runs.compare import refuse_another_recipe
 from finetune.runs.folder import RunFolder, create_run, open_run
 
 
@@ -45,7 +46,12 @@ def launched(
                 if folder is not None
                 else create_run(Path(recipe.output.folder).resolve(), recipe.output.name or loaded.name)
             )
-        failure = run_processes(launch, arguments, run.path if run is not None else None)
+        failure = run_processes(
+            launch,
+            arguments,
+            run.path if run is not None else None,
+            lambda path: refuse_another_recipe(path, read_lock(open_run(path).lock_path), recipe),
+        )
         if failure is not None and failure.ending is not None:
             raise failure.ending
         if failure is not None:

@@ -106,7 +106,8 @@ def _for_lora(recipe: Recipe) -> RuleProblem:
     others = {
         "adapter.method": adapter.method not in ("lora", "qlora"),
         "adapter.use_dora": adapter.use_dora,
-        "adapter.init": adapter.starts_at_base,
+        "adapter.target_modules": not isinstance(adapter.target_modules, str)
+        and "embed_tokens" in map(last_part, adapter.target_modules),
         "adapter.modules_to_save": bool(adapter.modules_to_save),
         "model.new_tokens": bool(recipe.model.new_tokens),
         "model.head": recipe.model.classifies,
@@ -118,6 +119,12 @@ def _for_lora(recipe: Recipe) -> RuleProblem:
                 f"optimizer {name} trains both matrices of LoRA's layers and nothing else; remove this, or "
                 "take adamw",
             )
+    if adapter.starts_at_base:
+        yield (
+            "adapter.init",
+            f"optimizer {name} bounds the step of B A, and {adapter.init} has a frozen half beside what "
+            "trains; take another init, or adamw",
+        )
     changed = {
         "train.weight_decay": bool(train.weight_decay),
         "train.loraplus_lr_ratio": train.loraplus_lr_ratio is not None,

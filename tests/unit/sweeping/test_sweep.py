@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import finetune
+from data_prep.errors import DataError
 from finetune.errors import RecipeError, SweepError
 from finetune.runs.folder import open_run
 from finetune.sweeping.results import Sweep
@@ -255,7 +256,7 @@ def test_trials_of_one_base_train_at_once(halved: Sweep, tiny_base: Path, tmp_pa
         if row.status == alone[row.number].status == "finished":
             assert row.result == pytest.approx(alone[row.number].result, rel=1e-3)
     assert {row.status for row in found.trials} == {"finished", "pruned"}
-    begun = [index for index, line in enumerate(said) if re.match(r"trial \d: train", line)]
+    begun = [index for index, line in enumerate(said) if line.startswith("train.learning_rate ")]
     ended = [index for index, line in enumerate(said) if "stopped after step" in line]
     assert len(begun) == 6
     assert begun[2] < ended[0] < begun[3]  # three together, and the fourth in a place that was left
@@ -268,10 +269,27 @@ def test_what_can_not_share_a_base_is_refused(tiny_base: Path, tmp_path: Path) -
         finetune.sweep(write_recipe(tmp_path, tiny_base, {}, adapter={"use_dora": True}), max_adapters=2)
     drawn = {"space": {"adapter.use_dora": {"choice": [False, True]}}, "sampler": "grid", "trials": None}
     path = write_recipe(tmp_path, tiny_base, drawn, output={"folder": str(tmp_path / "others")})
-    with pytest.raises(SweepError, match=r"trial-002: adapter\.use_dora"):
+    with pytest.raises(SweepError, match=r"sweep\.space\.adapter\.use_dora: .*computed for several"):
         finetune.sweep(path, max_adapters=2)
-    assert open_run(tmp_path / "others" / "sweep" / "trial-001").read_summary()["status"] == "finished"
-    assert len(finetune.sweep(path).best) == 2
+    assert not list((tmp_path / "others" / "sweep").glob("trial-*"))
+    drawn["space"] = {"train.precision": {"choice": ["fp32", "bf16"]}}
+    path = write_recipe(tmp_path, tiny_base, drawn, output={"folder": str(tmp_path / "precisions")})
+    with pytest.raises(SweepError, match=r"sweep\.space\.train\.precision: trials of one base"):
+        finetune.sweep(path, max_adapters=2)
+
+
+def test_a_trial_that_fails_lets_the_others_end(tiny_base: Path, tmp_path: Path) -> None:
+    """Its error ends the sweep then; once that is mended, the same call goes on."""
+    rows = tmp_path / "other.json"
+    drawn = {"space": {"data.train.0.path": {"choice": ["train.json", str(rows)]}}, "sampler": "grid"}
+    rows.write_text("[]")
+    path = write_recipe(tmp_path, tiny_base, drawn | {"trials": None})
+    with pytest.raises(DataError):
+        finetune.sweep(path, max_adapters=2)
+    first = open_run(tmp_path / "runs" / "sweep" / "trial-001")
+    assert first.read_summary()["status"] == "finished"
+    rows.write_text((tmp_path / "train.json").read_text())
+    assert len(finetune.sweep(path, max_adapters=2).best) == 2
 
 
 def test_repeats_train_at_once(tiny_base: Path, tmp_path: Path) -> None:
