@@ -46,11 +46,12 @@ class Meeting(RendezvousHandler):
         stopped: threading.Event,
         folder: Path | None,
         accept: Callable[[Path], None],
+        restarts: bool,
     ):
         """`folder` is the run's, on machine 0; `accept` refuses a run that isn't what this machine's command
-        asks for, where it comes back to one."""
+        asks for, where it comes back to one; `restarts`: whether processes may be started again."""
         self.address, self.machines, self.rank, self.folder = address, machines, rank, folder
-        self.accept = accept
+        self.accept, self.restarts = accept, restarts
         self.minutes, self.stopped = minutes, stopped
         self.store: Store | None = None
         self.number = 0
@@ -166,8 +167,8 @@ class Meeting(RendezvousHandler):
     def num_nodes_waiting(self) -> int:
         """How many wait for processes that don't know yet that their machine was gone: torch's agent stops
         these then, and asks for the next round."""
-        if self.store is None or self.address is None:
-            return 0
+        if self.store is None or self.address is None or not self.restarts:
+            return 0  # and nothing is asked over a network that may be cut
         try:
             return int(self.store.check([f"{BACK}{self.number}"]))
         except DistError:

@@ -122,7 +122,7 @@ def run_processes(
     stopped = threading.Event()
     meeting = Meeting(
         launch.rendezvous, launch.nodes, launch.node_rank, minutes=launch.timeout_minutes, stopped=stopped,
-        folder=run, accept=accept,
+        folder=run, accept=accept, restarts=launch.max_restarts > 0,
     )  # fmt: skip
     rendezvous_handler_registry.register(NAME, _given)
     outcome: list[BaseException | None] = []
