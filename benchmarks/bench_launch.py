@@ -60,6 +60,14 @@ def main() -> None:
         )
 
 
+def make_base(base: Path, maker: Path) -> None:
+    """Random weights of a 1.1B shape, and a tokenizer."""
+    command = [sys.executable, str(maker), "--shape", "1.1b", str(base)]
+    subprocess.run(command, check=True, capture_output=True)
+    for path in (maker.parents[1] / "models" / "stories260k").glob("tokenizer*"):
+        (base / path.name).write_bytes(path.read_bytes())
+
+
 def memory(engines: list[str], maker: Path) -> None:
     """Peak memory of the main of two processes at a 1.1B shape, and what accelerate_configs/README.md says.
 
@@ -68,11 +76,7 @@ def memory(engines: list[str], maker: Path) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
-        subprocess.run(
-            [sys.executable, str(maker), "--shape", "1.1b", str(base)], check=True, capture_output=True
-        )
-        for path in (maker.parents[1] / "models" / "stories260k").glob("tokenizer*"):
-            (base / path.name).write_bytes(path.read_bytes())
+        make_base(base, maker)
         options = (f"model.base={base}", "model.chat_template=llama2", "train.global_batch_size=2")
         weights, trained = (
             bytes_of(base),

@@ -1,7 +1,7 @@
 """What each of two processes holds of the host's memory until its first step begins: a base of 1.1B, mapped
 from its files, quantised whole, or quantised and cut up layer by layer.
 
-    python benchmarks/bench_loading.py [--maker make_llama.py] [--ways "qlora fsdp2" ...]
+    python -m benchmarks.bench_loading [--maker make_llama.py] [--ways "qlora fsdp2" ...]
 
 Of the process that holds the most: its own memory (USS, which nobody shares), and its part of what is shared
 as well, such as the pages of the base's files (PSS). `before` is what it held when its libraries were there
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from benchmarks.bench_launch import make_base
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("lora", "lora ddp", "lora fsdp2", "lora zero3", "qlora", "qlora fsdp2", "qlora zero3")
@@ -41,10 +43,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
-        command = [sys.executable, str(asked.maker), "--shape", "1.1b", str(base)]
-        subprocess.run(command, check=True, capture_output=True)
-        for path in (asked.maker.parents[1] / "models" / "stories260k").glob("tokenizer*"):
-            (base / path.name).write_bytes(path.read_bytes())
+        make_base(base, asked.maker)
         size = sum(path.stat().st_size for path in base.glob("*.safetensors")) / 1e9
         print(f"the base's files: {size:.2f} GB; GB of one process\n{'':12} before   peak USS   peak PSS")
         for way in asked.ways:

@@ -66,7 +66,6 @@ PEAKS = {
 }  # fmt: skip
 """TFLOP/s of dense products in bf16, as NVIDIA's data sheets have them, by the card's whole name."""
 
-
 COPIES = ("Memcpy", "Memset")
 """What a profile has beside kernels."""
 

@@ -25,7 +25,7 @@ def train_at_once(runs: Iterable[tuple[str, Work]], most: int) -> None:
     """
     failed: list[Exception] = []
 
-    def carried_out(name: str, work: Work, member: "Member") -> None:
+    def carried_out(work: Work, member: "Member") -> None:
         try:
             work(member)
         except Exception as error:  # noqa: BLE001 - raised below
@@ -37,7 +37,7 @@ def train_at_once(runs: Iterable[tuple[str, Work]], most: int) -> None:
         waiting = iter(runs)
         while not failed and requests.stop is None and (new := next(waiting, None)) is not None:
             name, work = new
-            yield name, partial(carried_out, name, work)
+            yield name, partial(carried_out, work)
 
     with signals.listening() as requests:
         train_together(begun(requests), most)

@@ -9,7 +9,8 @@ Shapes: R rank, I inputs, O outputs.
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
+
+from finetune.training.optimization.polora import lora_pairs
 
 
 def precondition(optimizer: torch.optim.Optimizer, model: torch.nn.Module, damping: float) -> None:
@@ -17,12 +18,7 @@ def precondition(optimizer: torch.optim.Optimizer, model: torch.nn.Module, dampi
     keep theirs. Nothing is kept between steps.
 
     Gradients are clipped before, as they are without this."""
-    pairs: list[tuple[Any, Any]] = [
-        (layer.lora_A[name].weight, layer.lora_B[name].weight)
-        for layer in model.modules()
-        if isinstance(layer, LoraLayer)
-        for name in layer.lora_A
-    ]
+    pairs = lora_pairs(model)
 
     @torch.no_grad()
     def before_step(*_: Any) -> None:
