@@ -22,7 +22,11 @@ import psutil
 from benchmarks.bench_launch import make_base
 
 ROOT = Path(__file__).resolve().parents[1]
-WAYS = ("lora", "lora ddp", "lora fsdp2", "lora zero3", "qlora", "qlora fsdp2", "qlora zero3")
+WAYS = (
+    "lora", "lora ddp", "lora fsdp2", "lora zero3", "qlora", "qlora fsdp2", "qlora zero3",
+    "lora,lora ddp", "lora,lora fsdp2", "qlora,qlora ddp", "qlora,qlora fsdp2",
+)  # fmt: skip
+"""Adapters, one or two that train together, and an engine."""
 OPTIONS = (
     "model.chat_template=llama2", "data.evaluation=null", "data.pack_length_tokens=256",
     "data.max_length_tokens=256", "train.epochs=null", "train.max_steps=1", "train.global_batch_size=2",
@@ -45,17 +49,19 @@ def main() -> None:
         base = Path(folder) / "base"
         make_base(base, asked.maker)
         size = sum(path.stat().st_size for path in base.glob("*.safetensors")) / 1e9
-        print(f"the base's files: {size:.2f} GB; GB of one process\n{'':12} before   peak USS   peak PSS")
+        print(f"the base's files: {size:.2f} GB; GB of one process\n{'':17} before   peak USS   peak PSS")
         for way in asked.ways:
             before, own, shared = peaks(way, base, Path(folder))
-            print(f"{way:12} {before:6.2f} {own:10.2f} {shared:10.2f}", flush=True)
+            print(f"{way:17} {before:6.2f} {own:10.2f} {shared:10.2f}", flush=True)
 
 
 def peaks(way: str, base: Path, folder: Path) -> tuple[float, float, float]:
     """GB of the process that held the most: before the base, and at most."""
-    method, _, engine = way.partition(" ")
+    methods, _, engine = way.partition(" ")
+    method, *others = methods.split(",")
+    recipes = [str(ROOT / "recipes" / "quickstart.yaml")] * (1 + len(others))
     command = [
-        sys.executable, "-m", "finetune", "train", str(ROOT / "recipes" / "quickstart.yaml"), *OPTIONS,
+        sys.executable, "-m", "finetune", "train-many" if others else "train", *recipes, *OPTIONS,
         f"model.base={base}", f"adapter.method={method}", f"output.folder={folder / 'runs'}",
         *(["--launch", engine, "--processes", "2"] if engine else []),
     ]  # fmt: skip

@@ -40,7 +40,10 @@ def train_many(
     ] = 8,
     launch: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="Train in several processes, each with the whole base."),
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Train in several processes: ddp, each with the whole base, or fsdp2, which share it out.",
+        ),
     ] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="With --launch: how many processes, on this machine.")
@@ -57,8 +60,9 @@ def train_many(
     """
     from finetune.engines.launch.messages import to_launcher
     from finetune.errors import FinetuneError
-    from finetune.training.many import as_json as told
-    from finetune.training.many import start_many, tell_outcomes
+    from finetune.training.many import start_many
+    from finetune.training.many_processes import as_json as told
+    from finetune.training.many_processes import tell_outcomes
     from finetune.training.variants import recipes_of
 
     with signals.listening() as requests:

@@ -130,6 +130,9 @@ class Engine:
     """Whether several processes can share a row (train.sequence_parallel_size)."""
     takes_over: ClassVar[bool] = False
     """Whether a library of its own moves, saves and loads the weights, in a form of its own."""
+    shares_out_frozen: ClassVar[bool] = False
+    """Whether its processes can share out a base that several adapters have in common (frozen.py), each with
+    the adapters whole."""
     steps_in_backward: ClassVar[bool] = False
     """Whether the backward pass reduces gradients and takes the step, so that nothing can be refused or
     undone after it."""
@@ -225,6 +228,11 @@ class Engine:
                 f"adapter.init {adapter.init}: where weights are cut up or kept in bf16 its start was never "
                 "shown to be right. Take ddp, or adapter.init: default."
             )
+        return None
+
+    def frozen_problem(self, settings: Mapping[str, Any]) -> str | None:
+        """What of its settings can't be honoured where only a frozen base is shared out; None where there is
+        nothing."""
         return None
 
     def optimizer_problem(self, name: str) -> str | None:

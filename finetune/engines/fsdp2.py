@@ -66,6 +66,7 @@ class Fsdp2(Engine):
     section = SECTION
     splits_rows = True
     takes_over = True
+    shares_out_frozen = True
     gathered_words = "two layers and the head"
 
     @property
@@ -83,6 +84,14 @@ class Fsdp2(Engine):
         if recipe.train.weights_dtype == "bf16":
             return "train.weights_dtype: bf16: accelerate makes what FSDP2 trains float32. Take ddp."
         return super().problem(recipe)
+
+    def frozen_problem(self, settings: Mapping[str, Any]) -> str | None:
+        """Layers that stay gathered, and activations that are made again by a wrapper of its own."""
+        if not settings.get("fsdp_reshard_after_forward", True):
+            return "fsdp_reshard_after_forward: false can't be honoured: a layer is let go after each pass"
+        if settings.get("fsdp_activation_checkpointing"):
+            return "set train.activation_checkpointing: true, and not fsdp_activation_checkpointing"
+        return None
 
     def optimizer_problem(self, name: str) -> str | None:
         """Those of bitsandbytes, and Adafactor, can't compute with DTensor, or be saved: Adagrad."""

@@ -18,6 +18,12 @@ def of_several() -> tuple[Engine, ...]:
     return tuple(engine for engine in ENGINES if engine.several)
 
 
+def beside_frozen(engine: Engine) -> Engine:
+    """What trains adapters beside a base that the engine's processes share out, and that is frozen: each has
+    the adapters whole. An engine that can't do that, or need not, is itself."""
+    return DDP if engine.shares_out_frozen else engine
+
+
 def named(name: str) -> Engine | None:
     """The engine of that name."""
     return next((engine for engine in ENGINES if engine.name == name), None)

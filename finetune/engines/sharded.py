@@ -10,6 +10,7 @@ import xxhash
 from torch.distributed.tensor import DTensor
 
 from finetune.engines.base import Engine
+from finetune.engines.frozen import is_shared_out
 from finetune.engines.group import Group, this_group
 
 
@@ -37,7 +38,7 @@ def group_of(model: torch.nn.Module) -> Group:
     """The processes that must call a model's layers as often as one another, since each holds a share of
     them; where this one holds all of it, it is alone."""
     cut_up = any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
-    return this_group() if cut_up else Group()
+    return this_group() if cut_up or is_shared_out(model) else Group()
 
 
 def gathered_weights(trainer: Trains, *, keep: bool) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import TrainingArguments
@@ -112,6 +113,11 @@ def training_arguments(
     )
     arguments.bf16 = precision.name == "bf16"
     engine.settle_accelerate(on_cpu=on_cpu)
+    if on_cpu:
+        # Of several processes accelerate says cpu:0, which torch takes for another device than the cpu of a
+        # loaded base: it would copy every weight, out of the file that they are mapped from.
+        cast(Any, arguments).distributed_state.device = cpu = torch.device("cpu")
+        cast(Any, arguments)._setup_devices = cpu
     # With several GPUs and no launcher the Trainer would wrap the model in nn.DataParallel, which splits each
     # micro-batch and averages losses that are already shares of the step's mean. One device is used.
     arguments._n_gpu = min(arguments.n_gpu, 1)

@@ -3,7 +3,7 @@
 import logging
 import platform
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -355,13 +355,14 @@ def load_base(recipe: Recipe, inputs: Inputs, engine: Engine = SINGLE) -> PreTra
         "attention": choose_attention(choose_device(), inputs.precision.dtype, config),
         "head": recipe.model.head,
     }
+    load: Callable[[], PreTrainedModel]
     if _fills_layers(recipe, inputs, engine):
-        model = load_around_layers(inputs.base, **options, engine=engine)
+        load = partial(load_around_layers, inputs.base, **options, engine=engine)
     else:
         load = partial(
             load_model, inputs.base, **options, rope_by_document=inputs.rules.training >= 2, engine=engine
         )
-        model = load() if inputs.member is None else inputs.member.base(load, _common_facts(recipe, inputs))
+    model = load() if inputs.member is None else inputs.member.base(load, _common_facts(recipe, inputs))
     if recipe.train.sequence_parallel_size > 1:
         split_rows(model, recipe.train.sequence_parallel_size)
     grow_embeddings(model, len(inputs.tokenizer), engine)
@@ -392,9 +393,9 @@ def _common_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
 def _fills_layers(recipe: Recipe, inputs: Inputs, engine: Engine) -> bool:
     """Whether a base that is quantised has its layers filled one by one."""
     adapter, config = recipe.adapter, read_config(inputs.base.folder)
+    together = inputs.member is not None and inputs.member.shares_out
     return (
-        engine.fills_layers
-        and adapter.most_sharing >= this_group().world_size
+        (together or (engine.fills_layers and adapter.most_sharing >= this_group().world_size))
         and inputs.rules.training >= 2
         and family_of(config.get("model_type")) is not None
         and not config.get("quantization_config")

@@ -24,10 +24,13 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from finetune import signals
+from finetune.engines.frozen import sharing_out
 from finetune.engines.group import ALONE, Group
 from finetune.errors import ModelError, PeerLost, TrainingError
 from finetune.models.adapters.joint import AdapterBatch, JointDecoder
 from finetune.models.architectures.base import DECODER
+from finetune.models.by_layer import empty_layers
+from finetune.models.device import choose_device
 from finetune.models.sharing import sharing_weights
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,11 @@ class Member:
         """The company's base as a model of this member's own, which shares its weights. `facts` are what has
         to be the same for all. Raises ModelError where it isn't."""
         return self.company.base_for(self, load, facts)
+
+    @property
+    def shares_out(self) -> bool:
+        """Whether the processes each hold a part of the base."""
+        return self.company.shares_out
 
     @property
     def asked(self) -> signals.Requests:
@@ -117,10 +125,19 @@ class Member:
 class Company:
     """Runs of one base, at most so many at a time."""
 
-    def __init__(self, most: int, requests: signals.Requests, passes: int = 0, group: Group = ALONE):
+    def __init__(
+        self,
+        most: int,
+        requests: signals.Requests,
+        passes: int = 0,
+        group: Group = ALONE,
+        *,
+        shares_out: bool = False,
+    ):
         """`passes` were made before, where runs are resumed. In each process of the group there is a company
-        of the same runs, which have their turns in the same order."""
-        self.most, self.passes = most, passes
+        of the same runs, which have their turns in the same order; with `shares_out` they share out the
+        base's layers (finetune.engines.frozen)."""
+        self.most, self.passes, self.shares_out = most, passes, shares_out
         self.group, self._beside = group, group.beside()
         self._requests, self.asked = requests, signals.Requests()
         self.device = "cpu"
@@ -201,6 +218,8 @@ class Company:
         """See Member.base."""
         if self._base is None:
             self._base, self._facts = load(), facts
+            if self.shares_out:
+                self._share_out()
             self.device = self._base.device.type
         different = [name for name, fact in facts.items() if fact != self._facts.get(name)]
         if different:
@@ -210,6 +229,21 @@ class Company:
                 "train together share it. Train this one alone."
             )
         return sharing_weights(self._base)
+
+    def _share_out(self) -> None:
+        """Layer by layer: no more than one is whole on the device, where all else is too."""
+        base: Any = self._base
+        layers, device, filling = getattr(base, DECODER).layers, choose_device(), empty_layers(base)
+        share = sharing_out(device, self.group)
+        if filling is not None:
+            filling.fill(device, share)
+        else:
+            for layer in layers:
+                share(layer)
+        inside = set(layers.modules())
+        for module in base.modules():
+            if module not in inside and next(module.children(), None) is None:
+                module.to(device)
 
     def joins(self, member: Member, model: Any, prepare: Callable[[nn.Module], None]) -> None:
         """See Member.takes_part."""

@@ -1,48 +1,33 @@
 """Train several recipes of one base together, in this process or in several that are started for it. Loads no
 torch by itself."""
 
-import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from traceback import clear_frames, format_exception
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_prep.errors import DataError
-from data_prep.temporary import temporary_folder
 from finetune import environment, signals
-from finetune.engines.registry import current, of_several
-from finetune.errors import CheckpointError, FinetuneError, LaunchError, LaunchFailed, TrainingError
+from finetune.errors import CheckpointError, FinetuneError, LaunchError, TrainingError
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.lock import read_lock
 from finetune.recipe.rules.packages import check_packages
 from finetune.recipe.schema import Recipe
 from finetune.runs.commands import shell_command
 from finetune.runs.folder import RunFolder, open_run
+from finetune.training.many_processes import Outcome, as_launched, launched, planned
+from finetune.training.many_processes import names as names_of_engines
 from finetune.training.start import alone
 from finetune.training.watching import Watcher
 
 if TYPE_CHECKING:
-    from finetune.engines.launch.processes import Launch
     from finetune.training.company import Member
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Outcome:
-    """What became of one of the runs."""
-
-    name: str
-    folder: Path | None = None
-    """The run's; None where it could not start."""
-    status: str = "failed"
-    """finished, stopped or failed."""
-    error: Exception | None = None
 
 
 def start_many(
@@ -71,7 +56,9 @@ def start_many(
     if most < 1:
         raise TrainingError(f"at most {most} runs at a time; expected a number from 1.")
     if processes is not None and launch is None:
-        raise LaunchError(f"--processes {processes} needs --launch {_engines()}.")
+        raise LaunchError(f"--processes {processes} needs --launch {names_of_engines()}.")
+    from finetune.engines.launch.check import check_environment
+
     wanted = [loaded.recipe for loaded in recipes]
     wanted += [read_lock(open_run(path.resolve()).lock_path).recipe for path in resumed]
     for name, recipe in zip(called, wanted, strict=True):
@@ -80,12 +67,13 @@ def start_many(
         if problem is not None:
             raise TrainingError(f"{name}: {problem}. Train it alone.")
     if launch is not None and not environment.is_worker():
-        plan = _planned(launch, processes, wanted)
+        plan = planned(launch, processes, wanted)
         if plan.processes > 1:
-            return _launched(plan, arguments)
+            return launched(plan, arguments)
+    if not environment.is_worker():
+        for recipe in wanted:
+            check_environment(recipe)
     environment.settle_training()
-    if current().takes_over:
-        raise LaunchError(_other_engine(current().name))
     paths = [path.resolve() for path in resumed]
     passes, newest = _where_they_were_together(paths)
     outcomes = [Outcome(name) for name in called]
@@ -94,22 +82,25 @@ def start_many(
         *(partial(train_member, loaded, command=command, allow_code=allowed) for loaded in recipes),
         *(partial(resume_member, path, allow_code=allowed, newest=newest.get(path)) for path in paths),
     ]
-    train_together(
-        (
-            (outcome.name, partial(_carried_out, outcome, work))
-            for outcome, work in zip(outcomes, begun, strict=True)
-        ),
-        most,
-        passes,
-    )
+    runs = [
+        (outcome.name, partial(_carried_out, outcome, work))
+        for outcome, work in zip(outcomes, begun, strict=True)
+    ]
+    with as_launched(wanted) as shares_out:
+        train_together(runs, most, passes, shares_out=shares_out)
     return outcomes
 
 
 def train_together(
-    runs: "Iterable[tuple[str, Callable[[Member], None]]]", most: int, passes: int = 0
+    runs: "Iterable[tuple[str, Callable[[Member], None]]]",
+    most: int,
+    passes: int = 0,
+    *,
+    shares_out: bool = False,
 ) -> None:
     """Carry runs out, each a name and what its thread does with it (train_member, resume_member), at most so
-    many at a time; the next is taken when one ends. See Company.run for what is raised."""
+    many at a time; the next is taken when one ends. See Company for `passes` and `shares_out`, and its run
+    for what is raised."""
     from finetune.engines.group import contact, this_group
     from finetune.training.company import Company
     from finetune.training.run_log import heard
@@ -118,76 +109,10 @@ def train_together(
     with alone(), signals.listening() as requests, contact(group), heard():
         group.form()
         with requests.deferring():
-            Company(most, requests, passes, group).run(
+            Company(most, requests, passes, group, shares_out=shares_out).run(
                 (environment.RUN_THREAD + name, work) for name, work in runs
             )
         group.leave()
-
-
-def _planned(launch: str, processes: int | None, recipes: Sequence[Recipe]) -> "Launch":
-    """How the processes are started. Raises LaunchError where the recipes can't be trained so."""
-    from finetune.engines.launch.check import check_launch, plan_launch, refuse_more_than_devices
-
-    plan = plan_launch(launch, processes=processes)
-    environment.settle_training(plan.nodes)
-    if plan.config.engine.takes_over:
-        raise LaunchError(_other_engine(plan.config.engine.name))
-    if plan.nodes > 1:
-        raise LaunchError(
-            "train-many starts processes on one machine; for several, start it on each with torchrun."
-        )
-    for recipe in recipes:
-        check_launch(plan, recipe)
-    refuse_more_than_devices(plan)
-    plan.config.engine.prepare_launch()
-    return plan
-
-
-def _other_engine(name: str) -> str:
-    return (
-        f"train-many in several processes is {_engines()}, and this is {name}, which cuts up a base that the "
-        f"adapters share. Take --launch {_engines()}."
-    )
-
-
-def _engines() -> str:
-    """Those whose processes each have the whole base."""
-    return " or ".join(engine.name for engine in of_several() if not engine.takes_over)
-
-
-def _launched(plan: "Launch", arguments: Sequence[str]) -> list[Outcome]:
-    """The same in processes of their own, the main one of which leaves what became of the runs in a file."""
-    from finetune.engines.launch.processes import import_torch_quietly, run_processes
-
-    import_torch_quietly()
-    with temporary_folder("finetune-launch-") as folder:
-        file = folder / "outcomes.json"
-        verb, *words = arguments
-        failure = run_processes(plan, [verb, "--outcomes", str(file), *words], None)
-        if failure is not None:
-            raise failure.ending or LaunchFailed(failure.text(None), failure.exit_code)
-        return [_as_outcome(found) for found in json.loads(file.read_text())]
-
-
-def tell_outcomes(outcomes: Sequence[Outcome], file: Path) -> None:
-    """For the process that started this one."""
-    file.write_text(json.dumps([as_json(outcome) for outcome in outcomes]))
-
-
-def as_json(outcome: Outcome) -> dict[str, Any]:
-    """What is said of an outcome."""
-    error = None if outcome.error is None else str(outcome.error)
-    folder = None if outcome.folder is None else str(outcome.folder)
-    return {"name": outcome.name, "run": folder, "status": outcome.status, "error": error}
-
-
-def _as_outcome(found: Mapping[str, Any]) -> Outcome:
-    return Outcome(
-        found["name"],
-        None if found["run"] is None else Path(found["run"]),
-        found["status"],
-        None if found["error"] is None else TrainingError(found["error"]),
-    )
 
 
 def problem_of(recipe: Recipe) -> str | None:

@@ -119,9 +119,7 @@ def open_session(
     # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
     tracking = TrackingSection.model_validate(scrubbed_values(recipe.tracking.model_dump(mode="json")))
     if not group.is_main:
-        tracking = TrackingSection(
-            tracker="none", samples=tracking.samples if trainer.engine.shards_weights else None
-        )
+        tracking = TrackingSection(tracker="none", samples=tracking.samples if trainer.cut_up else None)
     config = scrubbed_recipe(recipe.model_dump(mode="json"))
     with trackers_started(tracking, lock.tracker_id, config, folder=run.path) as guards:
         tracker = SeveralTrackers(list(guards.values()))

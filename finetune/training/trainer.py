@@ -109,6 +109,11 @@ class ExactTrainer(Trainer):
         self.step_logged = list[torch.Tensor]()
         self.logged_sums = self._nothing_logged()
 
+    @property
+    def cut_up(self) -> bool:
+        """Whether no process holds the full model, so that all must make the same calls of it."""
+        return self.engine.shards_weights or (self.member is not None and self.member.shares_out)
+
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers does, and as the engine needs it."""
         super().create_accelerator_and_postprocess()

@@ -23,19 +23,18 @@ SGD: dict[str, Any] = {
     "micro_batch_size": 1,
 }  # fmt: skip
 SAVING: dict[str, Any] = SGD | {"optimizer": "adamw", "learning_rate": 1e-2, "max_steps": 24, "save_every": 4}
-TWO = ("--launch", "ddp", "--processes", "2")
 
 
 class Launcher:
     """`finetune VERB` on recipes, in two processes."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]):
-        self.folder, self.environment = folder, environment
+    def __init__(self, folder: Path, environment: dict[str, str], engine: str = "ddp"):
+        self.folder, self.environment, self.engine = folder, environment, engine
 
     def start(self, verb: str, *words: str) -> subprocess.Popen[str]:
         """Begin."""
         return subprocess.Popen(
-            [sys.executable, "-m", "finetune", verb, *words, *TWO],
+            [sys.executable, "-m", "finetune", verb, *words, "--launch", self.engine, "--processes", "2"],
             env=self.environment,
             cwd=self.folder,
             stdout=subprocess.PIPE,
@@ -152,10 +151,61 @@ def test_runs_resume_together_bit_for_bit(
         assert torch.tensor(json.loads(run.metrics_path.read_text().splitlines()[-1])["step"]) == 24
 
 
+CHECKPOINTED: dict[str, Any] = {"train": {"activation_checkpointing": True}}
+PREFERENCES: dict[str, Any] = {
+    "objective": {"kind": "dpo"},
+    "data": {
+        "train": [{"path": "pairs.json", "format": "preference"}],
+        "evaluation": {"rows": 2},
+        "pack_length_tokens": None,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        CHECKPOINTED,
+        pytest.param({"adapter": {"method": "qlora"}}, marks=pytest.mark.long),
+        pytest.param({"adapter": {"layers": "last 1", "target_modules": ["q_proj"]}}, marks=pytest.mark.long),
+        pytest.param(PREFERENCES, marks=pytest.mark.long),
+    ],
+    ids=["checkpointed", "qlora", "last layer", "dpo"],
+)
+def test_a_base_that_is_shared_out_changes_no_bit(
+    make_recipe: MakeRecipe, launcher: Launcher, section: dict[str, Any]
+) -> None:
+    """fsdp2 cuts up the base's layers, and each process has the adapters as with ddp: through evaluations
+    with answers, with one that ends before the other."""
+    pairs = [{"prompt": f"Say {one}.", "chosen": f"{one}!", "rejected": f"not {one}"} for one in range(24)]
+    (launcher.folder / "pairs.json").write_text(json.dumps(pairs))
+    train = SAVING | {"max_steps": 6, "evaluate_every": 3} | section.get("train", {})
+    own = {name: part for name, part in section.items() if name != "train"}
+    scored = {} if "objective" in own else {"evaluate": {"metrics": ["exact_match", "loss"]}}
+    words = [
+        launcher.write("first", make_recipe(train=train, **own, **scored)),
+        launcher.write("second", make_recipe(train=train | {"max_steps": 3, "seed": 5}, **own)),
+    ]
+    launcher("train-many", *words)
+    launcher.engine = "fsdp2"
+    launcher("train-many", *words)
+    for name in ("first", "second"):
+        whole, shared_out = (launcher.run(name, number) for number in (1, 2))
+        assert_equal(adapter_of(whole), adapter_of(shared_out))
+        assert shared_out.read_summary()["evaluation_loss"] == whole.read_summary()["evaluation_loss"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--launch", "fsdp2", "--processes", "2"), "train-many in several processes is ddp, and this is"),
+        (
+            ("--launch", "zero3", "--processes", "2"),
+            "train-many in several processes is ddp or fsdp2, and this",
+        ),
+        (
+            ("--launch", "kept.yaml", "--processes", "2"),
+            "fsdp_reshard_after_forward: false can't be honoured",
+        ),
         (("--launch", "ddp", "--processes", "3"), "global_batch_size"),
         (("--processes", "2"), "needs --launch ddp"),
     ],
@@ -165,6 +215,8 @@ def test_what_cannot_be_launched(
 ) -> None:
     """One message, before anything is started."""
     launcher.write("one", make_recipe(train=SGD))
+    kept = "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, fsdp_reshard_after_forward: false}\n"
+    (launcher.folder / "kept.yaml").write_text(kept)
     done = subprocess.run(
         [sys.executable, "-m", "finetune", "train-many", "one.yaml", "one.yaml", *words],
         env=launcher.environment,

@@ -3,7 +3,7 @@
 import os
 
 from finetune import environment
-from finetune.engines.base import method_of
+from finetune.engines.base import Engine, method_of
 from finetune.engines.launch.addresses import parse_address
 from finetune.engines.launch.configs import LaunchConfig, config_of_environment, find_config
 from finetune.engines.launch.processes import Launch
@@ -57,27 +57,33 @@ def check_split(config: LaunchConfig, processes: int, machines: int) -> None:
         )
 
 
-def check_launch(launch: Launch, recipe: Recipe) -> None:
-    """Raises LaunchError where this recipe can't be trained so here."""
-    check_recipe(launch.config, launch.processes, recipe)
+def check_launch(launch: Launch, recipe: Recipe, engine: Engine | None = None) -> None:
+    """Raises LaunchError where this recipe can't be trained so here, by the launch's engine or by this
+    one."""
+    check_recipe(launch.config, launch.processes, recipe, engine)
     launch.config.engine.check_installed()
 
 
-def check_recipe(config: LaunchConfig, processes: int, recipe: Recipe) -> None:
+def check_recipe(config: LaunchConfig, processes: int, recipe: Recipe, engine: Engine | None = None) -> None:
     """Raises LaunchError where this recipe can't be trained so, on whatever machine, with the reason and the
     nearest way that can."""
-    engine, train = config.engine, recipe.train
-    method = method_of(recipe.adapter)
-    why = engine.refusal(method, train.precision)
-    if why is not None:
-        raise LaunchError(f"{method} with --launch {config.name}: {why.reason}. Take {why.nearest}.")
+    engine = engine or config.engine
+    refuse_method(engine, recipe, f"--launch {config.name}")
     problem = engine.problem(recipe)
     if problem is not None:
         raise LaunchError(f"--launch {config.name} can't be used with {problem}")
-    uneven = train.uneven_over(processes)
+    uneven = recipe.train.uneven_over(processes)
     if uneven is not None:
         raise LaunchError(uneven)
     refuse_otherwise(config, recipe, processes, config.name)
+
+
+def refuse_method(engine: Engine, recipe: Recipe, where: str) -> None:
+    """Raises LaunchError where the engine doesn't train so, with the nearest that it does."""
+    method = method_of(recipe.adapter)
+    why = engine.refusal(method, recipe.train.precision)
+    if why is not None:
+        raise LaunchError(f"{method} with {where}: {why.reason}. Take {why.nearest}.")
 
 
 def refuse_otherwise(config: LaunchConfig, recipe: Recipe, processes: int, where: str) -> None:

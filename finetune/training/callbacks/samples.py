@@ -63,7 +63,7 @@ class Samples(TrainerCallback):
         """Before the first step; texts of steps that are taken again go, and a line that a kill cut short."""
         if self.group.is_main and self.path.exists():
             self._keep_up_to(state.global_step)
-        if self.trainer.engine.shards_weights:
+        if self.trainer.cut_up:
             self.last = int(self.group.text_of_main(str(self.last)))
         if state.global_step == 0 or (self._is_due(state.global_step) and self.last < state.global_step):
             self._write(state.global_step)

@@ -57,7 +57,7 @@ class TaskMetrics:
         return self._report(self.rows, self.names, intervals=True)
 
     def _report(self, rows: EvaluationSet, names: Sequence[str], *, intervals: bool) -> Report:
-        rank, size, shared = self.group.rank, self.group.world_size, self.trainer.engine.shards_weights
+        rank, size, shared = self.group.rank, self.group.world_size, self.trainer.cut_up
         mine = rows.share(slice(rank, None, size))
         with evaluable(self.trainer) as model:
             asked = rows if shared else mine
