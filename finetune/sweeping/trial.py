@@ -25,7 +25,7 @@ from finetune.runs.folder import RunFolder, is_run, make_run
 from finetune.runs.plot import read_metrics
 from finetune.sweeping.folder import SweepFolder
 from finetune.sweeping.space import Values, figure, overrides_of
-from finetune.training.many import problem_of, resume_member, train_member
+from finetune.training.many import common_of, problem_of, resume_member, train_member
 from finetune.training.start import start, words_of
 from finetune.training.watching import EvaluationPoint
 
@@ -37,10 +37,6 @@ logger = logging.getLogger(__name__)
 PRUNED, JUDGED, MARKS, COST, ERROR = "pruned", "judged", "marks", "cost", "error"
 """Attributes of a trial: why it was stopped, the evaluation that the pruner let pass last, how many marks of
 its own the pruner had made by then, what the trial took (tokens, steps, seconds), what it failed with."""
-COMMON = (
-    "model.", "adapter.quantization", "train.precision", "train.deterministic", "train.activation_",
-)  # fmt: skip
-"""How the keys begin of what runs that train together share."""
 ALONE = "Leave out --max-adapters: each trial then trains alone."
 MARK = "completed_rung_"
 """How the names of Optuna's marks begin: an evaluation at which halving has compared a trial."""
@@ -223,14 +219,20 @@ def refuse_company(loaded: LoadedRecipe, name: str) -> None:
 
 
 def refuse_space(setting: Setting) -> None:
-    """Raises SweepError where a value of the space can't be trained beside others, or a key is one for all
-    that share a base. A value that only goes with another one shows when a trial has both."""
-    for key, variation in setting.sweep.space.items():
-        if key.startswith(COMMON):
-            raise SweepError(f"sweep.space.{key}: trials of one base have it in common. {ALONE}")
-        for value in variation.choice or ():
+    """Raises SweepError where a value of the space can't be trained beside others, or changes what all that
+    share a base have in common. A value that only goes with another one shows when a trial has both."""
+    for key, entry in setting.sweep.space.items():
+        found = [setting.loaded.recipe] if entry.when else []
+        for value in entry.extremes():
             with suppress(RecipeError):
-                refuse_company(setting.recipe_of({key: value}), f"sweep.space.{key}: {figure(value)}")
+                loaded = setting.recipe_of({key: value})
+                refuse_company(loaded, f"sweep.space.{key}: {figure(value)}")
+                found.append(loaded.recipe)
+        facts = [common_of(recipe) for recipe in found]
+        different = [name for one in facts for name in one if one[name] != facts[0][name]]
+        if different:
+            what = f"it changes {different[0]}, which trials of one base have in common"
+            raise SweepError(f"sweep.space.{key}: {what}. {ALONE}")
 
 
 def result_of(run: RunFolder, metrics: Sequence[str]) -> list[float]:

@@ -78,6 +78,7 @@ from finetune.training.batches import Batching, Feed, StreamFeed, TableFeed
 from finetune.training.callbacks.epoch_marks import EpochMarks
 from finetune.training.company import Member
 from finetune.training.drawing import Drawing
+from finetune.training.many import common_of
 from finetune.training.on_policy import OwnAnswers
 from finetune.training.optimization.intervals import intervals_of
 from finetune.training.optimization.own_optimizers import own_optimizer
@@ -372,21 +373,12 @@ def load_base(recipe: Recipe, inputs: Inputs, engine: Engine = SINGLE) -> PreTra
 
 
 def _common_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
-    """What runs that train together have in common, by the names of the recipe."""
-    train, base = recipe.train, inputs.base.fingerprint()
-    return {
+    """The same as they turned out, by content: bases of one name may differ, and of two names be equal."""
+    base = inputs.base.fingerprint()
+    return common_of(recipe) | {
         "model.base": f"{base.get('name')} with SHA-256 {base.get('sha256')}",
-        "model.rope_scaling": recipe.model.rope_scaling,
         "the tokenizer's vocabulary": tokenizer_sha256(inputs.tokenizer),
-        "the base's quantisation": recipe.adapter.base_quantization,
         "train.precision": inputs.precision.name,
-        "train.deterministic": train.deterministic,
-        "train.activation_checkpointing": (
-            train.activation_checkpointing,
-            train.activation_checkpointing_every_layers,
-            train.activation_checkpointing_keep_attention,
-            train.activation_offloading,
-        ),
     }
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from traceback import clear_frames, format_exception
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import DataError
 from finetune import environment, signals
@@ -141,6 +141,24 @@ def problem_of(recipe: Recipe) -> str | None:
         ),
     }
     return next((text for text, holds in found.items() if holds), None)
+
+
+def common_of(recipe: Recipe) -> dict[str, Any]:
+    """What runs that train together have in common, by its names."""
+    model, train = recipe.model, recipe.train
+    return {
+        "model.base": (model.base, model.revision),
+        "model.rope_scaling": model.rope_scaling,
+        "the base's quantisation": recipe.adapter.base_quantization,
+        "train.precision": train.precision,
+        "train.deterministic": train.deterministic,
+        "train.activation_checkpointing": (
+            train.activation_checkpointing,
+            train.activation_checkpointing_every_layers,
+            train.activation_checkpointing_keep_attention,
+            train.activation_offloading,
+        ),
+    }
 
 
 def _carried_out(outcome: Outcome, work: "partial[tuple[Path, str]]", member: "Member") -> None:

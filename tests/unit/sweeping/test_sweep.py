@@ -272,10 +272,14 @@ def test_what_can_not_share_a_base_is_refused(tiny_base: Path, tmp_path: Path) -
     with pytest.raises(SweepError, match=r"sweep\.space\.adapter\.use_dora: .*computed for several"):
         finetune.sweep(path, max_adapters=2)
     assert not list((tmp_path / "others" / "sweep").glob("trial-*"))
-    drawn["space"] = {"train.precision": {"choice": ["fp32", "bf16"]}}
-    path = write_recipe(tmp_path, tiny_base, drawn, output={"folder": str(tmp_path / "precisions")})
-    with pytest.raises(SweepError, match=r"sweep\.space\.train\.precision: trials of one base"):
-        finetune.sweep(path, max_adapters=2)
+    for key, values, what in (
+        ("train.precision", ["fp32", "bf16"], "train.precision"),
+        ("adapter.method", ["lora", "qlora"], "the base's quantisation"),
+    ):
+        drawn["space"] = {key: {"choice": values}}
+        path = write_recipe(tmp_path, tiny_base, drawn, output={"folder": str(tmp_path / key)})
+        with pytest.raises(SweepError, match=rf"sweep\.space\.{key}: it changes {what}, which trials"):
+            finetune.sweep(path, max_adapters=2)
 
 
 def test_a_trial_that_fails_lets_the_others_end(tiny_base: Path, tmp_path: Path) -> None:
