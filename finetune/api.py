@@ -276,8 +276,10 @@ def plan(
     launch: str | None = None,
     tokens_per_second: float | None = None,
     cpu: bool = False,
+    adapters: int = 1,
 ) -> "Plan":
     """Memory of a process for every way of sharding, steps, time and disk; from headers and lengths alone.
+    Of several `adapters` it is what so many runs like this one take that train_many trains together.
 
     `gpu_memory` is a size, such as "80GiB"; `launch` the way of sharding that is asked for; with `cpu` it is
     about processes on the CPU. Time is told from `tokens_per_second`, else from the newest run of this base.
@@ -294,6 +296,7 @@ def plan(
         engine=launch,
         tokens_per_second=tokens_per_second or measured_speed(found),
         device="cpu" if cpu else "gpu",
+        adapters=adapters,
     )
 
 

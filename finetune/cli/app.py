@@ -53,6 +53,8 @@ VERBS: dict[str, str] = {
     "selftest": "selftest",
     "schema": "schema",
 }
+TOGETHER_VERBS = ("train-many", "sweep")
+"""Those that may train several runs in one process."""
 TRAINING_VERBS = ("train", "train-many", "sweep", "quickstart")
 BROKEN_PIPE = 141  # as a shell reports SIGPIPE: the reader of our output has gone
 USAGE_ERROR: Any = typer.BadParameter.__base__
@@ -130,11 +132,13 @@ def main() -> None:
         end_with_launcher()
         leave_terminal()
     if sys.argv[1:2] and sys.argv[1] in TRAINING_VERBS and not {"--help", "-h"} & set(sys.argv):
-        from finetune.engines.launch.allocator import restart_with_jemalloc, set_up_gpu
+        from finetune.engines.launch.allocator import one_arena, restart_with_jemalloc, set_up_gpu
 
         set_up_gpu()
         signals.hold()  # over the restart: a signal in between would kill
         restart_with_jemalloc()
+        if sys.argv[1] in TOGETHER_VERBS:
+            one_arena()  # before libraries start threads
         call = _run_listening
     try:
         code = call()

@@ -24,6 +24,9 @@ def plan(
         float | None, typer.Option(min=0.1, help="Of all GPUs; else as a run of this base measured it.")
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Of processes on the CPU, in place of GPUs.")] = False,
+    adapters: Annotated[
+        int, typer.Option(min=1, help="Of so many runs like this one, trained together by train-many.")
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Plan a run.
@@ -41,6 +44,7 @@ def plan(
         launch=launch,
         tokens_per_second=tokens_per_second,
         cpu=cpu,
+        adapters=adapters,
     )
     if as_json:
         print_json(found.as_dict())
@@ -63,12 +67,14 @@ def plan(
 
 def heading(found: "Plan") -> list[str]:
     """What is planned."""
-    load = found.load
+    load, several = found.load, found.adapters > 1
+    own = f" for each of {found.adapters} adapters" if several else ""
     return [
-        f"base      {found.base}: {found.parameters:,} parameters, of which {found.trained:,} train, in "
+        f"base      {found.base}: {found.parameters:,} parameters, of which {found.trained:,} train{own}, in "
         f"{found.precision}",
         f"data      {load.micro_batch_tokens:,} tokens in the heaviest micro-batch, "
-        f"{load.supervised_tokens:,} of them learned ({load.origin})",
+        f"{load.supervised_tokens:,} of them learned ({load.origin})"
+        + ("; all adapters' go through the base at once" if several else ""),
         "",
     ]
 

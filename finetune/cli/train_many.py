@@ -42,7 +42,7 @@ def train_many(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="Train in several processes: ddp, each with the whole base, or fsdp2, which share it out.",
+            help="Train in several processes, each with the whole base or a share of it.",
         ),
     ] = None,
     processes: Annotated[

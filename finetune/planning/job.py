@@ -67,10 +67,13 @@ class Job:
     """Whether the base is pruned: a byte a weight says where, and the update of a layer is formed whole."""
     first_layer: int = 0
     """The first decoder layer whose activations are kept: nothing below it trains."""
+    adapters: int = 1
+    """How many train together over the base; T is of all their micro-batches then, and S of one, since
+    losses are made one after the other."""
     answers: int = 0
     """How many are drawn at a time, for an objective that learns from those."""
 
     @property
     def trained(self) -> int:
-        """A: weights that train."""
+        """A: weights that train, of one adapter."""
         return sum(map(math.prod, self.trained_shapes))

@@ -9,7 +9,8 @@ arXiv:1910.02054; checkpointing: Chen et al. 2016, arXiv:1604.06174.
 
 from dataclasses import dataclass, fields, replace
 
-from finetune.engines.base import Total
+from finetune.engines.base import Held, Total
+from finetune.engines.registry import beside_frozen
 from finetune.models.bases.shapes import Shape, count_parameters
 from finetune.models.sizes import START_BATCH_TOKENS, state_bytes
 from finetune.models.stored_quantization import INT8, NF4_DOUBLE
@@ -76,16 +77,19 @@ def memory_of(job: Job) -> Memory:
     base, trained = _weights(job)
     total = Total(
         weights=base + trained,
-        gradients=job.trained_bytes * job.trained,
-        states=state_bytes(job.optimizer, job.trained_shapes, job.trained_bytes, job.shape.vocabulary),
+        gradients=job.trained_bytes * job.trained * job.adapters,
+        states=job.adapters
+        * state_bytes(job.optimizer, job.trained_shapes, job.trained_bytes, job.shape.vocabulary),
         weight_bytes=job.trained_bytes if job.method == "full" else job.number_bytes,
         layer=linear_bytes(job.shape, job.quantization, job.number_bytes) / job.shape.layers,
         head=float(job.shape.vocabulary * job.shape.width * job.number_bytes),
         half=job.number_bytes == 2,
     )
     held, part = job.engine.memory(total, job.processes), trained / total.weights
+    if job.adapters > 1:
+        held, part = _held_together(job, total, trained)
     # Layers of a quantised base are shared out one by one while it loads, or after it was loaded whole.
-    by_layer = job.engine.fills_layers and job.most_sharing >= job.processes
+    by_layer = job.adapters > 1 or (job.engine.fills_layers and job.most_sharing >= job.processes)
     whole = job.method == "qlora" and job.engine.shards_weights and not by_layer
     step = held.gradients + activations(job) + logits(job) + max(0.0, passing(job) - chunk_bytes(job))
     return Memory(
@@ -101,6 +105,17 @@ def memory_of(job: Job) -> Memory:
         drawing=max(0.0, drawing(job) - step),
         starting=max(0.0, starting(job) - step - held.states),
     )
+
+
+def _held_together(job: Job, total: Total, trained: float) -> tuple[Held, float]:
+    """What a process holds where adapters train together, and which part of its weights are theirs: all of
+    them, beside its share of the base's layers, and two layers that are gathered."""
+    beside = beside_frozen(job.engine)
+    held = beside.memory(total, job.processes)
+    if beside is not job.engine and job.processes > 1:
+        shared, layers = total.layer * job.shape.layers, total.layer * min(2, job.shape.layers)
+        held = replace(held, weights=total.weights - shared + shared / job.processes + layers)
+    return held, trained / held.weights
 
 
 def drawing(job: Job) -> float:
@@ -154,7 +169,7 @@ def _weights(job: Job) -> tuple[float, float]:
     base = linear_bytes(job.shape, job.quantization, job.number_bytes) + 4.0 * job.start_weights
     base += linear if job.masked else 0
     base += fp8_bytes(job)
-    return base + (everything - linear) * job.number_bytes, 4.0 * job.trained
+    return base + (everything - linear) * job.number_bytes, 4.0 * job.trained * job.adapters
 
 
 def linear_bytes(shape: Shape, quantization: str | None, number_bytes: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune.engines import registry
 from finetune.engines.base import Engine, method_of
+from finetune.engines.registry import beside_frozen
 from finetune.engines.single import SINGLE
 from finetune.errors import ModelError
 from finetune.models.architectures.base import EMBEDDING, last_part
@@ -29,6 +30,7 @@ from finetune.planning.data import Load, load_of
 from finetune.planning.job import Job
 from finetune.planning.longest import LongestRow, in_tiles, longest_rows
 from finetune.planning.memory import USABLE, Memory, memory_of, on_the_host
+from finetune.recipe.rules.together import problem_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.adapter import AdapterSection
 
@@ -68,6 +70,9 @@ class Plan:
     base: str
     parameters: int
     trained: int
+    """Of one adapter."""
+    adapters: int
+    """How many train together."""
     precision: str
     load: Load
     gpus: int
@@ -110,17 +115,23 @@ def plan(
     engine: str | None,
     tokens_per_second: float | None,
     device: str = "gpu",
+    adapters: int = 1,
 ) -> Plan:
-    """The plan of a recipe. Raises ModelError where the base's config can't be found, or the method has no
-    formula."""
+    """The plan of a recipe, or of so many like it that train together. Raises ModelError where the base's
+    config can't be found, the method has no formula, or can't be trained together."""
     refuse_without_formula(recipe)
+    problem = problem_of(recipe) if adapters > 1 else None
+    if problem is not None:
+        raise ModelError(f"--adapters {adapters}: {problem}.")
     folder, _ = find_description(recipe.model)
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.arithmetic
     load = load_of(recipe)
     recipe, job = job_on(folder, recipe, load, precision, gpus=gpus, device=device)
-    shape = job.shape
+    job, shape = together(job, adapters), job.shape
     allowed = {
-        way.name: way for way in _engines(recipe, precision, gpus) if not (job.masked and way.shards_weights)
+        way.name: way
+        for way in _engines(recipe, precision, gpus)
+        if not (job.masked and way.shards_weights) and not (adapters > 1 and beside_frozen(way).takes_over)
     }
     if not allowed:
         reasons = "; ".join(_refusals(recipe, precision, gpus))
@@ -142,11 +153,14 @@ def plan(
     change = None
     if gpu_memory is not None and memory_of(ours).total > USABLE * gpu_memory:
         change = cheapest_change(ours, list(allowed.values()), gpu_memory)
-    states = 12.0 * job.trained if asked.takes_over else memory_of(ours).optimizer + 4.0 * job.trained
+    states = 12.0 * job.trained * adapters
+    if not asked.takes_over:
+        states = memory_of(ours).optimizer + 4.0 * job.trained * adapters
     return Plan(
         base=recipe.model.name,
         parameters=count_parameters(shape),
         trained=job.trained,
+        adapters=adapters,
         precision=precision,
         load=load,
         gpus=gpus,
@@ -157,13 +171,20 @@ def plan(
         tokens_per_second=tokens_per_second,
         seconds=load.tokens / tokens_per_second if load.tokens and tokens_per_second else None,
         checkpoint_bytes=states * (recipe.train.keep_checkpoints + 1),
-        merged_bytes=None if recipe.adapter.method == "full" else 2.0 * count_parameters(shape),
+        merged_bytes=None if recipe.adapter.method == "full" else 2.0 * adapters * count_parameters(shape),
         host_bytes=on_the_host(ours)[0],
         host_for=on_the_host(ours)[1],
-        longest_rows=[] if gpu_memory is None else longest_rows(ours, gpu_memory),
+        longest_rows=[] if gpu_memory is None or adapters > 1 else longest_rows(ours, gpu_memory),
         positions=read_config(folder).get("max_position_embeddings"),
         drawn_answers=_drawn_in_a_step(recipe),
     )
+
+
+def together(job: Job, adapters: int) -> Job:
+    """The job of so many adapters like this one, over one base: their micro-batches are one pack."""
+    if adapters == 1:
+        return job
+    return replace(job, adapters=adapters, tokens=adapters * job.tokens, packed=True)
 
 
 def refuse_without_formula(recipe: Recipe) -> None:
@@ -316,6 +337,14 @@ def _way(job: Job, gpu_memory: int | None) -> Way:
     )
 
 
+def fewer_adapters(job: Job) -> Iterator[Job]:
+    """The same with half as many that train together, and so on."""
+    at_once = job.adapters
+    while at_once > 1:
+        at_once //= 2
+        yield replace(job, adapters=at_once, tokens=job.tokens // job.adapters * at_once)
+
+
 def cheapest_change(job: Job, allowed: Sequence[Engine], gpu_memory: int) -> Change | None:
     """The first of these that fits, the cheapest (in speed, or in what is learned) first; None where none
     does."""
@@ -328,6 +357,8 @@ def cheapest_change(job: Job, allowed: Sequence[Engine], gpu_memory: int) -> Cha
 
 def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
     checkpointed, answers = job, job.answers
+    for fewer in fewer_adapters(job):
+        yield f"--max-adapters {fewer.adapters}", fewer
     while answers > 1:
         answers //= 2
         yield f"objective.answers_at_a_time: {answers}", replace(job, answers=answers)
@@ -348,7 +379,7 @@ def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
         )
         yield knobs, offloaded
         tiled = in_tiles(offloaded)
-        if tiled is not None:
+        if tiled is not None and job.adapters == 1:
             yield f"{knobs}, and mlp_tile_tokens: {tiled.mlp_tile}", tiled
     if job.optimizer == "adamw" and job.engine.optimizer_problem("adamw_8bit") is None:
         yield (
@@ -362,11 +393,13 @@ def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
                 f"--launch {engine.name}, and train.activation_checkpointing: true",
                 replace(checkpointed, engine=engine),
             )
-    if job.packed:
+    if job.packed and job.adapters == 1:
         tokens = job.tokens
         while tokens > job.row_tokens:
             tokens = max(job.row_tokens, tokens // 2)
             yield f"data.pack_length_tokens: {tokens}, checkpointed", replace(checkpointed, tokens=tokens)
+    for fewer in fewer_adapters(checkpointed):
+        yield f"--max-adapters {fewer.adapters}, and train.activation_checkpointing: true", fewer
     if job.masked:
         return  # what is left is for weights that can be quantised, or cut up
     if job.method == "lora":

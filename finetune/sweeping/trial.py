@@ -18,6 +18,7 @@ from finetune.errors import NotFiniteError, RecipeError, SweepError
 from finetune.recipe.load import LoadedRecipe, load_recipe
 from finetune.recipe.lock import read_lock
 from finetune.recipe.rules.packages import check_packages
+from finetune.recipe.rules.together import common_of, problem_of
 from finetune.recipe.schema.sweep import SweepSection
 from finetune.runs.commands import shell_command
 from finetune.runs.compare import FINAL
@@ -25,7 +26,7 @@ from finetune.runs.folder import RunFolder, is_run, make_run
 from finetune.runs.plot import read_metrics
 from finetune.sweeping.folder import SweepFolder
 from finetune.sweeping.space import Values, figure, overrides_of
-from finetune.training.many import common_of, problem_of, resume_member, train_member
+from finetune.training.many import resume_member, train_member
 from finetune.training.start import start, words_of
 from finetune.training.watching import EvaluationPoint
 

@@ -68,6 +68,7 @@ from finetune.objectives.grpo import Grpo
 from finetune.recipe.heads import classifies
 from finetune.recipe.lock import CURRENT_RULES, Rules
 from finetune.recipe.rules.evaluation import labels_of
+from finetune.recipe.rules.together import common_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.every import NEVER
 from finetune.recipe.schema.train import TrainSection
@@ -78,7 +79,6 @@ from finetune.training.batches import Batching, Feed, StreamFeed, TableFeed
 from finetune.training.callbacks.epoch_marks import EpochMarks
 from finetune.training.company import Member
 from finetune.training.drawing import Drawing
-from finetune.training.many import common_of
 from finetune.training.on_policy import OwnAnswers
 from finetune.training.optimization.intervals import intervals_of
 from finetune.training.optimization.own_optimizers import own_optimizer

@@ -26,6 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from finetune import signals
 from finetune.engines.frozen import sharing_out
 from finetune.engines.group import ALONE, Group
+from finetune.engines.launch.allocator import one_arena
 from finetune.errors import ModelError, PeerLost, TrainingError
 from finetune.models.adapters.joint import AdapterBatch, JointDecoder
 from finetune.models.architectures.base import DECODER
@@ -140,6 +141,7 @@ class Company:
         self.most, self.passes, self.shares_out = most, passes, shares_out
         self.group, self._beside = group, group.beside()
         self._requests, self.asked = requests, signals.Requests()
+        self.take_arena = one_arena()
         self.device = "cpu"
         self._base: PreTrainedModel | None = None
         self._facts: dict[str, Any] = {}
@@ -313,6 +315,7 @@ class _Turn:
         def run() -> None:
             mine.turn = self
             member.company.group.take_device()  # a thread begins with the first
+            member.company.take_arena()
             self._go.acquire()
             try:
                 work(member)

@@ -6,15 +6,19 @@ can only be preloaded, so the process is replaced by itself once, before anythin
 torch allocates by itself, and is told how.
 """
 
+import ctypes
 import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 from finetune.environment import has_nvidia_gpu
 
 LIBRARY = "libjemalloc.so.2"
+M_ARENA_MAX = -8
+"""glibc's number of the option, in malloc.h."""
 
 
 def find_jemalloc() -> Path | None:
@@ -85,3 +89,18 @@ def restart_with_jemalloc() -> None:
     if path is not None and loads(path):
         command = [sys.executable, *sys.orig_argv[1:]]
         os.execve(sys.executable, command, os.environ | {"LD_PRELOAD": str(path)})  # noqa: S606 - this very program
+
+
+def one_arena() -> Callable[[], object]:
+    """What lets a thread that calls it take the host's memory from where this thread does. An allocator gives
+    each thread a place of its own, which keeps what was let go of there: of threads that take turns, so many
+    times a step's memory. glibc's threads that are there already keep theirs."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallctl"):  # jemalloc
+        arena, size = ctypes.c_uint(), ctypes.c_size_t(ctypes.sizeof(ctypes.c_uint))
+        name, read = b"thread.arena", ctypes.byref(size)
+        library.mallctl(name, ctypes.byref(arena), read, None, ctypes.c_size_t(0))
+        return lambda: library.mallctl(name, None, None, ctypes.byref(arena), size)
+    if hasattr(library, "mallopt"):  # glibc
+        library.mallopt(M_ARENA_MAX, 1)
+    return lambda: None

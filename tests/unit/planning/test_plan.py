@@ -12,18 +12,21 @@ import torch
 
 from finetune.cli import app as command_line
 from finetune.engines import registry
+from finetune.engines.ddp import DDP
 from finetune.engines.fsdp2 import FSDP2
 from finetune.engines.single import SINGLE
+from finetune.models.adapters.joint import AdapterBatch, JointDecoder
 from finetune.models.bases.locate import read_config, resolve_base
 from finetune.models.bases.shapes import read_shape
+from finetune.models.kernels.attention import PER_DOCUMENT
 from finetune.models.kernels.fp8 import fp8_of
 from finetune.models.load import load_model
 from finetune.planning.activations import activations, stream_bytes
 from finetune.planning.data import assumed, load_of
 from finetune.planning.job import Job
 from finetune.planning.longest import longest_rows
-from finetune.planning.memory import memory_of, on_the_host
-from finetune.planning.plan import cheapest_change, job_of, plan
+from finetune.planning.memory import linear_bytes, memory_of, on_the_host
+from finetune.planning.plan import cheapest_change, job_of, plan, together
 from finetune.recipe.rules.objective import with_objective_defaults
 from finetune.recipe.schema import Recipe
 from tests.support.families import save_tiny_family
@@ -354,6 +357,61 @@ def test_sharding_divides_what_it_says(make_recipe: MakeRecipe) -> None:
     every = [activations(replace(deep, checkpoint_every=count)) for count in (0, 2, 1)]
     assert every == sorted(every, reverse=True)
     assert assumed(recipe, "no rows").micro_batch_tokens == 128
+
+
+def test_what_adapters_keep_together_is_what_torch_keeps(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """In one pass through the base, within a tenth."""
+    data, train = {"pack_length_tokens": 128}, {"micro_batch_size": 1, "precision": "fp32"}
+    recipe = make_recipe(data=data, train=train, adapter={"rank": 4})
+    one = job_for(recipe)
+    trainers = [trainer_of(recipe, tmp_path / name, None) for name in ("a", "b")]
+    base = load_model(resolve_base(recipe.model), dtype=torch.float32, attention=PER_DOCUMENT)
+    decoder = JointDecoder(base)
+    for name, trainer in zip("ab", trainers, strict=True):
+        decoder.join(name, trainer.model)
+    batch = max(trainers[0].get_train_dataloader(), key=lambda batch: batch["input_ids"].numel())
+    held_besides = [*base.parameters(), *base.buffers(), *(w for t in trainers for w in t.model.parameters())]
+    with kept_bytes(held_besides) as held:
+        decoder([AdapterBatch(name, batch, 0) for name in "ab"])
+    two = together(replace(one, tokens=batch["input_ids"].numel()), 2)
+    assert activations(two) == pytest.approx(float(sum(held.values())), rel=0.1)
+
+
+def test_adapters_that_train_together_are_planned(
+    make_recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each has its own weights, gradients and states, whole with fsdp2 too, which shares out the base's
+    layers; fewer at a time are what would make it fit; and what can't be trained together isn't planned
+    so."""
+    one = job_for(make_recipe(data={"pack_length_tokens": 128}, train={"micro_batch_size": 1}))
+    four, deep = together(one, 4), replace(one, shape=replace(one.shape, layers=8))
+    alone, beside = memory_of(one), memory_of(four)
+    for part in ("adapter", "gradients", "optimizer"):
+        assert getattr(beside, part) == pytest.approx(4 * getattr(alone, part)), part
+    assert (beside.weights, beside.logits) == pytest.approx((alone.weights, alone.logits))
+    whole, shared = (
+        memory_of(replace(together(deep, 4), engine=engine, processes=4)) for engine in (DDP, FSDP2)
+    )
+    assert (shared.adapter, shared.optimizer) == (whole.adapter, whole.optimizer)
+    assert shared.weights == pytest.approx(whole.weights - linear_bytes(deep.shape, None, 4) / 2)
+    change = cheapest_change(four, [SINGLE], int(memory_of(together(one, 2)).total / 0.94))
+    assert change is not None
+    assert change.what == "--max-adapters 2"
+
+    large = str(a_70b(tmp_path))
+    words = ["--gpus", "8", "--gpu-memory", "80GiB", "--adapters", "2"]
+    code, said, _ = run(monkeypatch, capsys, large, "--json", *words)
+    assert code == 0
+    assert {way["engine"]: way["fits"] for way in json.loads(said)["ways"] if way["checkpointing"]} == {
+        "ddp": False,
+        "fsdp2": True,
+    }
+    code, _, error = run(monkeypatch, capsys, large, "adapter.use_dora=true", *words)
+    assert code == 2
+    assert "--adapters 2: adapter.use_dora isn't computed for several adapters at once" in error
 
 
 def test_drawn_answers_are_counted(make_recipe: MakeRecipe) -> None:

@@ -12,10 +12,10 @@ from finetune.errors import FinetuneError, ModelError
 from finetune.exporting.for_vllm import check_for_vllm
 from finetune.planning.plan import refuse_without_formula
 from finetune.recipe.load import load_recipe
+from finetune.recipe.rules.together import problem_of
 from finetune.recipe.schema.adapter import PEFT_KEYS
 from finetune.runs.folder import RunFolder
 from finetune.training import build
-from finetune.training.many import problem_of
 from tests.support.messages import hearing
 from tests.support.processes import EXACT, start
 from tests.support.recipes import MakeRecipe, found

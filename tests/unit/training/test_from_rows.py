@@ -28,10 +28,10 @@ from finetune.planning.data import load_of
 from finetune.planning.memory import gradient_pass
 from finetune.planning.plan import job_of
 from finetune.recipe.lock import START_HASH, read_lock
+from finetune.recipe.rules.together import problem_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.training import build
-from finetune.training.many import problem_of
 from finetune.training.reproduce import reproduce
 from tests.support.adapters import make_adapter
 from tests.support.kept import kept_bytes
