@@ -1,6 +1,8 @@
 """Adapters that peft's own layers compute: continued, refused where they can't be honoured, and shown elsewhere
 (test_adapter_kinds) as whole runs."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from finetune.recipe.load import load_recipe
 from finetune.recipe.rules.together import problem_of
 from finetune.recipe.schema.adapter import PEFT_KEYS
 from finetune.runs.folder import RunFolder
+from finetune.runs.plot import read_metrics
 from finetune.training import build
 from tests.support.messages import hearing
 from tests.support.processes import EXACT, start
@@ -124,3 +127,35 @@ def test_keys_that_a_method_has_no_use_for_are_refused(text: str, problem: str) 
     """With those that it has."""
     (only,) = found(text)
     assert only.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        MISS,
+        {"method": "oft", "block_size": 8},
+        {"method": "vera", "rank": 8},
+        {"method": "loha", "rank": 4},
+    ],
+    ids=lambda adapter: str(adapter["method"]),
+)
+def test_preferences_begin_at_the_reference(
+    make_recipe: MakeRecipe, tmp_path: Path, adapter: dict[str, Any]
+) -> None:
+    """The reference is the base with the adapter off, and the start of one that is continued: before step 1
+    each pair's loss is log 2, and then no more."""
+    pairs = [{"prompt": f"Say {one}.", "chosen": f"{one}!", "rejected": "never"} for one in range(12)]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    sections = {
+        "data": {"train": [{"path": str(tmp_path / "pairs.json"), "format": "preference"}]},
+        "objective": {"kind": "dpo"},
+        "train": EXACT | {"max_steps": 3, "learning_rate": 2e-3},
+    }
+    first = start(make_recipe(adapter=adapter, **sections))
+    further = start(
+        make_recipe(adapter=adapter | {"continue_from": str(first.adapter)}, **sections), "further"
+    )
+    for run in (first, further):
+        losses = [entry["train/loss"] for entry in read_metrics(run) if "train/loss" in entry]
+        assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+        assert losses[-1] < losses[0]
