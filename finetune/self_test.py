@@ -129,7 +129,14 @@ CASES = (
 BF16 = Case("bf16", ("train.precision=bf16",), tolerance=5e-2)
 """Where it is native: on a GPU with the attention and the loss that train there."""
 KILLED = Case("killed and resumed", tolerance=0.0)
-TOGETHER = Case("beside another adapter")
+TOGETHER = (
+    Case("beside another adapter"),
+    *(
+        Case(f"the same, {engine.name}, 2 processes", ("--launch", engine.name, "--processes", "2"))
+        for engine in registry.of_several()
+        if not registry.beside_frozen(engine).takes_over
+    ),
+)
 
 
 def selftest() -> dict[str, Any]:
@@ -143,8 +150,8 @@ def selftest() -> dict[str, Any]:
         pairs = folder / "pairs.yaml"
         pairs.write_text(PAIRS_RECIPE.format(base=folder / "base", pairs=write_pairs(folder / "pairs.jsonl")))
         references = {(recipe, ()): train(folder / "plain" / recipe.stem, recipe)}
-        logger.info(f"{'':24} {'loss':>9} {'gradient':>9} {'weights':>9} {'allowed':>9}")
-        for case in (*CASES, *((BF16,) if native_bf16() else ())):
+        logger.info(f"{'':28} {'loss':>9} {'gradient':>9} {'weights':>9} {'allowed':>9}")
+        for case in (*CASES, *TOGETHER, *((BF16,) if native_bf16() else ())):
             learned = pairs if case.pairs else recipe
             reason = unavailable(case, learned)
             if reason is not None:
@@ -155,15 +162,15 @@ def selftest() -> dict[str, Any]:
                     folder / "plain" / learned.stem, learned, *case.reference
                 )
             began = time.perf_counter()
-            run = train(folder / "case" / learned.stem, learned, *case.arguments)
+            work = together if case in TOGETHER else train
+            run = work(folder / "case" / learned.stem, learned, *case.arguments)
             plain = references[learned, case.reference]
             outcomes.append(compare(case, plain, run, time.perf_counter() - began))
             logger.info(line_of(outcomes[-1]))
-        for case, trained in ((TOGETHER, together), (KILLED, killed_and_resumed)):
-            began = time.perf_counter()
-            run = trained(folder / trained.__name__, recipe)
-            outcomes.append(compare(case, references[recipe, ()], run, time.perf_counter() - began))
-            logger.info(line_of(outcomes[-1]))
+        began = time.perf_counter()
+        run = killed_and_resumed(folder / "killed", recipe)
+        outcomes.append(compare(KILLED, references[recipe, ()], run, time.perf_counter() - began))
+        logger.info(line_of(outcomes[-1]))
     return {
         "versions": versions(),
         "cases": [
@@ -191,7 +198,7 @@ def line_of(outcome: CaseResult) -> str:
         f"{outcome.case.tolerance:9.0e}"
     )
     return (
-        f"{outcome.case.name:24} {cells}  {'holds' if outcome.holds else 'DOES NOT HOLD'} "
+        f"{outcome.case.name:28} {cells}  {'holds' if outcome.holds else 'DOES NOT HOLD'} "
         f"({outcome.seconds:.0f} s)"
     )
 
@@ -236,19 +243,18 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def together(output: Path, recipe: Path) -> Path:
+def together(output: Path, recipe: Path, *arguments: str) -> Path:
     """A run that trains together with one of another seed."""
-    output.mkdir()
-    variants = output / "variants.json"
+    variants = recipe.with_name("variants.json")
     variants.write_text(json.dumps({"plain": {}, "other": {"train.seed": 5, "adapter.rank": 8}}))
-    words = ["train-many", str(recipe), "--variants", str(variants), f"output.folder={output / 'runs'}"]
+    words = ["train-many", str(recipe), "--variants", str(variants), f"output.folder={output}", *arguments]
     done = subprocess.run(
         [sys.executable, *PROGRAM, *words],
         env=environment(), capture_output=True, text=True, check=False, timeout=SECONDS,
     )  # fmt: skip
     if done.returncode:
         raise FinetuneError(f"selftest: {' '.join(words)} failed: {done.stderr.strip()[-2000:]}")
-    return output / "runs" / "plain-001"
+    return max(output.glob("plain-*"))
 
 
 def killed_and_resumed(output: Path, recipe: Path) -> Path:

@@ -17,5 +17,6 @@ def test_every_way_of_training_agrees_here(finetune: Callable[..., Result]) -> N
     assert {case["name"] for case in report["cases"]} | set(report["left_out"]) >= {
         "ddp, 2 processes",
         "beside another adapter",
+        "the same, fsdp2, 2 processes",
         "killed and resumed",
     }
