@@ -195,6 +195,30 @@ def test_a_base_that_is_shared_out_changes_no_bit(
         assert shared_out.read_summary()["evaluation_loss"] == whole.read_summary()["evaluation_loss"]
 
 
+@pytest.mark.long
+def test_runs_resume_with_a_base_that_is_shared_out(make_recipe: MakeRecipe, launcher: Launcher) -> None:
+    """Of ddp, with fsdp2, bit for bit; all processes write the samples that the main one keeps, and one of
+    the runs has the base, without its adapter, for its teacher."""
+    train = SAVING | {"max_steps": 8}
+    samples = {"prompts": ["hi", "there"], "every_steps": 2, "max_new_tokens": 8}
+    sections: dict[str, dict[str, Any]] = {
+        "first": {"tracking": {"tracker": "none", "samples": samples}},
+        "second": {"objective": {"kind": "distill", "teacher": "base"}},
+    }
+    words = [launcher.write(name, make_recipe(train=train, **own)) for name, own in sections.items()]
+    launcher("train-many", *words)
+    runs = [launcher.run(name) for name in sections]
+    whole, written = [adapter_of(run) for run in runs], runs[0].samples_path.read_text()
+    for run in runs:
+        shutil.rmtree(run.checkpoints / "checkpoint-8")
+        run.write_summary({"status": "running"})
+    launcher.engine = "fsdp2"
+    launcher("train-many", *(word for run in runs for word in ("--resume", str(run.path))))
+    for run, weights in zip(runs, whole, strict=True):
+        assert_equal(adapter_of(run), weights)
+    assert runs[0].samples_path.read_text() == written
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
