@@ -218,19 +218,17 @@ def unavailable(case: Case, recipe: Path) -> str | None:
 
 def train(output: Path, recipe: Path, *arguments: str) -> Path:
     """A run of its own process; its folder."""
+    finish(command_of(output, recipe, *arguments), " ".join(arguments) or "the plain run")
+    return max(output.iterdir(), key=lambda path: path.name)
+
+
+def finish(command: list[str], name: str) -> None:
+    """To its end. Raises FinetuneError where it fails."""
     done = subprocess.run(
-        command_of(output, recipe, *arguments),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=SECONDS,
+        command, env=environment(), capture_output=True, text=True, check=False, timeout=SECONDS
     )
     if done.returncode:
-        raise FinetuneError(
-            f"selftest: {' '.join(arguments) or 'the plain run'} failed: {done.stderr.strip()[-2000:]}"
-        )
-    return max(output.iterdir(), key=lambda path: path.name)
+        raise FinetuneError(f"selftest: {name} failed: {done.stderr.strip()[-2000:]}")
 
 
 def command_of(output: Path, recipe: Path, *arguments: str) -> list[str]:
@@ -248,12 +246,7 @@ def together(output: Path, recipe: Path, *arguments: str) -> Path:
     variants = recipe.with_name("variants.json")
     variants.write_text(json.dumps({"plain": {}, "other": {"train.seed": 5, "adapter.rank": 8}}))
     words = ["train-many", str(recipe), "--variants", str(variants), f"output.folder={output}", *arguments]
-    done = subprocess.run(
-        [sys.executable, *PROGRAM, *words],
-        env=environment(), capture_output=True, text=True, check=False, timeout=SECONDS,
-    )  # fmt: skip
-    if done.returncode:
-        raise FinetuneError(f"selftest: {' '.join(words)} failed: {done.stderr.strip()[-2000:]}")
+    finish([sys.executable, *PROGRAM, *words], " ".join(words))
     return max(output.glob("plain-*"))
 
 

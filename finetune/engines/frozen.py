@@ -8,7 +8,7 @@ that autograd keeps is what torch's fully_shard does; Zhao et al. 2023, arXiv:23
 """
 
 from collections.abc import Callable
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import distributed, nn
@@ -33,15 +33,16 @@ class SharedLayer:
         for weight in weights:
             places.append(end)
             end += _up(weight.nbytes, ALIGNED_BYTES)
-        part = _up(-(-end // group.world_size), ALIGNED_BYTES)
+        part = _up(end, ALIGNED_BYTES * group.world_size) // group.world_size
         self._whole = torch.zeros(part * group.world_size, dtype=torch.uint8, device=device)
         for weight, place in zip(weights, places, strict=True):
             own = self._whole[place : place + weight.nbytes].view(weight.dtype).view(weight.shape)
             weight.data = own.copy_(weight.data)
         self._part = self._whole[part * group.rank : part * (group.rank + 1)].clone()
-        self._bytes, self._uses, self._goes_back = self._whole.nbytes, 0, False
+        self._uses, self._goes_back = 0, False
         self._coming: distributed.Work | None = None
-        self._before, self._behind = before, cast("SharedLayer | None", None)
+        self._before = before
+        self._behind: SharedLayer | None = None
         if before is not None:
             before._behind = self
         self._empty()
@@ -56,7 +57,7 @@ class SharedLayer:
     def fetch(self) -> None:
         """Begin to gather the layer, where it isn't there."""
         if self._uses == 0 and self._coming is None:
-            self._whole.untyped_storage().resize_(self._bytes)
+            self._whole.untyped_storage().resize_(self._whole.nbytes)
             self._coming = distributed.all_gather_into_tensor(self._whole, self._part, async_op=True)
 
     def _take(self) -> None:

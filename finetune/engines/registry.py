@@ -1,6 +1,8 @@
 """The engines there are, and which one runs here. A new one is a file and a word in ENGINES. Torch-free."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from finetune import environment
 from finetune.engines.base import Engine
@@ -27,6 +29,21 @@ def beside_frozen(engine: Engine) -> Engine:
 def named(name: str) -> Engine | None:
     """The engine of that name."""
     return next((engine for engine in ENGINES if engine.name == name), None)
+
+
+@contextmanager
+def frozen_shared_out() -> Iterator[bool]:
+    """While this lasts the current engine is what trains beside a frozen base; whether that is another one,
+    whose processes share the base out."""
+    engine = current()
+    if beside_frozen(engine) is engine:
+        yield False
+        return
+    switched = os.environ.pop(engine.switch)
+    try:
+        yield True
+    finally:
+        os.environ[engine.switch] = switched
 
 
 def current() -> Engine:

@@ -85,9 +85,12 @@ def memory_of(job: Job) -> Memory:
         head=float(job.shape.vocabulary * job.shape.width * job.number_bytes),
         half=job.number_bytes == 2,
     )
-    held, part = job.engine.memory(total, job.processes), trained / total.weights
-    if job.adapters > 1:
-        held, part = _held_together(job, total, trained)
+    if job.adapters > 1:  # which are held whole; one is as its base is
+        held = _held_together(job, total)
+        part = trained / held.weights
+    else:
+        held = job.engine.memory(total, job.processes)
+        part = trained / total.weights
     # Layers of a quantised base are shared out one by one while it loads, or after it was loaded whole.
     by_layer = job.adapters > 1 or (job.engine.fills_layers and job.most_sharing >= job.processes)
     whole = job.method == "qlora" and job.engine.shards_weights and not by_layer
@@ -107,15 +110,15 @@ def memory_of(job: Job) -> Memory:
     )
 
 
-def _held_together(job: Job, total: Total, trained: float) -> tuple[Held, float]:
-    """What a process holds where adapters train together, and which part of its weights are theirs: all of
-    them, beside its share of the base's layers, and two layers that are gathered."""
+def _held_together(job: Job, total: Total) -> Held:
+    """What a process holds where adapters train together: all of them, beside its share of the base's layers
+    and two layers that are gathered."""
     beside = beside_frozen(job.engine)
     held = beside.memory(total, job.processes)
     if beside is not job.engine and job.processes > 1:
         shared, layers = total.layer * job.shape.layers, total.layer * min(2, job.shape.layers)
         held = replace(held, weights=total.weights - shared + shared / job.processes + layers)
-    return held, trained / held.weights
+    return held
 
 
 def drawing(job: Job) -> float:

@@ -181,10 +181,10 @@ def plan(
 
 
 def together(job: Job, adapters: int) -> Job:
-    """The job of so many adapters like this one, over one base: their micro-batches are one pack."""
-    if adapters == 1:
+    """The job with so many adapters like its own over one base: their micro-batches are one pack."""
+    if adapters == job.adapters:
         return job
-    return replace(job, adapters=adapters, tokens=adapters * job.tokens, packed=True)
+    return replace(job, adapters=adapters, tokens=job.tokens // job.adapters * adapters, packed=True)
 
 
 def refuse_without_formula(recipe: Recipe) -> None:
@@ -342,7 +342,7 @@ def fewer_adapters(job: Job) -> Iterator[Job]:
     at_once = job.adapters
     while at_once > 1:
         at_once //= 2
-        yield replace(job, adapters=at_once, tokens=job.tokens // job.adapters * at_once)
+        yield together(job, at_once)
 
 
 def cheapest_change(job: Job, allowed: Sequence[Engine], gpu_memory: int) -> Change | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.errors import DataError
 from finetune import environment, signals
+from finetune.engines.registry import frozen_shared_out
 from finetune.errors import CheckpointError, FinetuneError, LaunchError, TrainingError
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.lock import read_lock
@@ -19,8 +20,7 @@ from finetune.recipe.rules.packages import check_packages
 from finetune.recipe.rules.together import problem_of
 from finetune.runs.commands import shell_command
 from finetune.runs.folder import RunFolder, open_run
-from finetune.training.many_processes import Outcome, as_launched, launched, planned
-from finetune.training.many_processes import names as names_of_engines
+from finetune.training.many_processes import Outcome, launched, names_of_engines, planned, refuse_here
 from finetune.training.start import alone
 from finetune.training.watching import Watcher
 
@@ -48,6 +48,8 @@ def start_many(
     trained, where one of them can't be trained together with others, or so; LaunchFailed where a process
     ended; KeyboardInterrupt where Ctrl-C came twice.
     """
+    from finetune.engines.launch.check import check_environment
+
     called = _unique([*(names or [loaded.name for loaded in recipes]), *(path.name for path in resumed)])
     if len(called) < 2:
         raise TrainingError(
@@ -57,8 +59,6 @@ def start_many(
         raise TrainingError(f"at most {most} runs at a time; expected a number from 1.")
     if processes is not None and launch is None:
         raise LaunchError(f"--processes {processes} needs --launch {names_of_engines()}.")
-    from finetune.engines.launch.check import check_environment
-
     wanted = [loaded.recipe for loaded in recipes]
     wanted += [read_lock(open_run(path.resolve()).lock_path).recipe for path in resumed]
     for name, recipe in zip(called, wanted, strict=True):
@@ -86,7 +86,8 @@ def start_many(
         (outcome.name, partial(_carried_out, outcome, work))
         for outcome, work in zip(outcomes, begun, strict=True)
     ]
-    with as_launched(wanted) as shares_out:
+    refuse_here(wanted)
+    with frozen_shared_out() as shares_out:
         train_together(runs, most, passes, shares_out=shares_out)
     return outcomes
 

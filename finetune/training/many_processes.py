@@ -2,9 +2,7 @@
 and what they tell of the runs. Loads no torch by itself."""
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,23 +49,12 @@ def planned(launch: str, processes: int | None, recipes: Sequence[Recipe]) -> "L
     return plan
 
 
-@contextmanager
-def as_launched(recipes: Sequence[Recipe]) -> Iterator[bool]:
-    """While this lasts this process is one of those that train the recipes together; whether they share out
-    the base. Each has the adapters whole then, as with the engine that `current` gives meanwhile. Raises
-    LaunchError where it can't be."""
+def refuse_here(recipes: Sequence[Recipe]) -> None:
+    """Raises LaunchError where the engine of this process can't train the recipes together."""
     from finetune.engines.launch.configs import config_of_environment
 
-    engine, config = current(), config_of_environment()
-    _refuse(engine, {} if config is None else config.settings, recipes)
-    if beside_frozen(engine) is engine:
-        yield False
-        return
-    switched = os.environ.pop(engine.switch)
-    try:
-        yield True
-    finally:
-        os.environ[engine.switch] = switched
+    config = config_of_environment()
+    _refuse(current(), {} if config is None else config.settings, recipes)
 
 
 def _refuse(engine: Engine, settings: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
@@ -75,9 +62,10 @@ def _refuse(engine: Engine, settings: Mapping[str, Any], recipes: Sequence[Recip
 
     own = beside_frozen(engine)
     if own.takes_over:
+        can = names_of_engines()
         raise LaunchError(
-            f"train-many in several processes is {names()}, and this is {engine.name}, which cuts up the "
-            f"adapters with the base that they share. Take --launch {names()}."
+            f"train-many in several processes is {can}, and this is {engine.name}, which cuts up the "
+            f"adapters with the base that they share. Take --launch {can}."
         )
     if own is engine:
         return
@@ -88,7 +76,7 @@ def _refuse(engine: Engine, settings: Mapping[str, Any], recipes: Sequence[Recip
         refuse_method(engine, recipe, engine.name)
 
 
-def names() -> str:
+def names_of_engines() -> str:
     """The engines by which adapters are trained together."""
     return " or ".join(engine.name for engine in of_several() if not beside_frozen(engine).takes_over)
 

@@ -28,8 +28,8 @@ SAVING: dict[str, Any] = SGD | {"optimizer": "adamw", "learning_rate": 1e-2, "ma
 class Launcher:
     """`finetune VERB` on recipes, in two processes."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], engine: str = "ddp"):
-        self.folder, self.environment, self.engine = folder, environment, engine
+    def __init__(self, folder: Path, environment: dict[str, str]):
+        self.folder, self.environment, self.engine = folder, environment, "ddp"
 
     def start(self, verb: str, *words: str) -> subprocess.Popen[str]:
         """Begin."""
