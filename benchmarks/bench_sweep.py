@@ -1,9 +1,10 @@
 """What a sweep with halving finds beside a full grid, and what it takes.
 
-    python benchmarks/bench_sweep.py [--tasks orders sentiment] [--keep FOLDER] [--trials 24] [--steps 42]
+    python benchmarks/bench_sweep.py [--tasks orders sentiment] [--keep FOLDER] [--sampler random]
+                                     [--trials 24] [--steps 42]
 
 For each task two sweeps of one space: LoRA's learning rate over four decades whose middle, the recipe's own
-value, is 30 times too low, and its rank. A grid of --trials full runs, and as many trials of TPE with
+value, is 30 times too low, and its rank. A grid of --trials full runs, and as many trials of --sampler with
 asynchronous successive halving. Told: the best loss of each with the 95 % interval of the grid's on its rows,
 the tokens that each trained on, and the rate that was found beside the grid's best. With --keep both go on
 where they were; a full run takes some 30,000 tokens, so a task is about an hour on two cores. The rows of
@@ -61,23 +62,28 @@ def recipe_of(task: str, folder: Path, shared: Path, steps: int, most_held_out: 
     return path
 
 
-def search(recipe: Path, task: str, part: str, trials: int, folder: Path) -> Sweep:
-    """One of the two sweeps of a task."""
+def space_of(task: str, points: int | None = None) -> dict[str, Any]:
+    """What a sweep of a task varies; with so many points of the rate, where it is a grid."""
     start = BEST_RATES[task] / OFF
-    rate = {"log_uniform": [start / 100, start * 100]}
-    grid = part == "grid"
-    space = {
-        "train.learning_rate": rate | ({"points": trials // len(RANKS)} if grid else {}),
+    rate: dict[str, Any] = {"log_uniform": [start / 100, start * 100]}
+    return {
+        "train.learning_rate": rate | ({} if points is None else {"points": points}),
         "adapter.rank": {"choice": list(RANKS)},
     }
-    section = {"space": space, "trials": trials, "sampler": "grid" if grid else "tpe"}
-    if not grid:
-        section["pruner"] = {"method": "halving", "reduction_factor": 3}
+
+
+def search(recipe: Path, task: str, part: str, trials: int, folder: Path) -> Sweep:
+    """One of the sweeps of a task: the grid, or halving with this sampler."""
+    if part == "grid":
+        section: dict[str, Any] = {"space": space_of(task, trials // len(RANKS)), "sampler": part}
+    else:
+        section = {"space": space_of(task), "sampler": part, "pruner": {"method": "halving"}}
+    section["trials"] = trials
     changes = {"sweep": section, "output.folder": str(folder), "output.name": f"{task}-{part}"}
     return finetune.sweep(recipe, changes)
 
 
-def told(task: str, grid: Sweep, halving: Sweep) -> dict[str, Any]:
+def told(task: str, sampler: str, grid: Sweep, halving: Sweep) -> dict[str, Any]:
     """The figures of a task."""
     reference, found = grid.best[0], halving.best[0]
     losses = [(row.result or (math.nan,))[0] for row in (reference, found)]
@@ -85,6 +91,7 @@ def told(task: str, grid: Sweep, halving: Sweep) -> dict[str, Any]:
     rates = [row.values["train.learning_rate"] for row in (reference, found)]
     return {
         "task": task,
+        "sampler": sampler,
         "trials": len(grid.trials),
         "grid_loss": losses[0],
         "grid_interval": [interval.low, interval.high],
@@ -110,6 +117,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--steps", type=int, default=42)
     parser.add_argument("--held-out", type=int, default=100, help="rows by which trials are judged")
+    parser.add_argument("--sampler", choices=("tpe", "random"), default="tpe", help="of halving")
     parser.add_argument("--part", choices=("grid", "halving"), help="one of the two sweeps, and no figures")
     parser.add_argument("--keep", type=Path, help="the folder of the runs, in which a later call goes on")
     parser.add_argument("--shared", type=Path, default=SHARED)
@@ -119,10 +127,11 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for task in arguments.tasks:
             recipe = recipe_of(task, folder, arguments.shared, arguments.steps, arguments.held_out)
-            parts = [arguments.part] if arguments.part else ["grid", "halving"]
-            found = [search(recipe, task, part, arguments.trials, folder / "runs") for part in parts]
+            parts = {"grid": "grid", "halving": arguments.sampler}
+            samplers = [parts[arguments.part]] if arguments.part else list(parts.values())
+            found = [search(recipe, task, sampler, arguments.trials, folder / "runs") for sampler in samplers]
             if len(found) == 2:
-                print(json.dumps(told(task, *found), indent=2), flush=True)
+                print(json.dumps(told(task, arguments.sampler, *found), indent=2), flush=True)
 
 
 if __name__ == "__main__":
