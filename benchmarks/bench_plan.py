@@ -19,8 +19,8 @@ from finetune.engines.single import SINGLE
 from finetune.models.bases.folder import read_config
 from finetune.models.bases.shapes import find_description, read_shape
 from finetune.planning.data import load_of
+from finetune.planning.job import job_of
 from finetune.planning.memory import Memory, memory_of
-from finetune.planning.plan import job_of
 from finetune.recipe.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,8 +8,8 @@ from data_prep.preparation import PreparedData
 from finetune.engines.base import Engine
 from finetune.errors import ModelError
 from finetune.planning.data import assumed, measured
+from finetune.planning.job import job_on, refuse_without_formula
 from finetune.planning.memory import memory_of
-from finetune.planning.plan import job_on, refuse_without_formula
 from finetune.recipe.schema import Recipe
 
 

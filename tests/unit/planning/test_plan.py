@@ -22,11 +22,12 @@ from finetune.models.kernels.attention import PER_DOCUMENT
 from finetune.models.kernels.fp8 import fp8_of
 from finetune.models.load import load_model
 from finetune.planning.activations import activations, stream_bytes
+from finetune.planning.changes import cheapest_change
 from finetune.planning.data import assumed, load_of
-from finetune.planning.job import Job
+from finetune.planning.job import Job, job_of, together
 from finetune.planning.longest import longest_rows
 from finetune.planning.memory import linear_bytes, memory_of, on_the_host
-from finetune.planning.plan import cheapest_change, job_of, plan, together
+from finetune.planning.plan import plan
 from finetune.recipe.rules.objective import with_objective_defaults
 from finetune.recipe.schema import Recipe
 from tests.support.families import save_tiny_family

@@ -12,7 +12,7 @@ import finetune
 from finetune.engines.registry import ENGINES
 from finetune.errors import FinetuneError, ModelError
 from finetune.exporting.for_vllm import check_for_vllm
-from finetune.planning.plan import refuse_without_formula
+from finetune.planning.job import refuse_without_formula
 from finetune.recipe.load import load_recipe
 from finetune.recipe.rules.together import problem_of
 from finetune.recipe.schema.adapter import PEFT_KEYS

@@ -25,8 +25,8 @@ from finetune.models.bases.shapes import read_shape, start_numbers
 from finetune.models.sizes import START_BATCH_TOKENS
 from finetune.planning.activations import activations
 from finetune.planning.data import load_of
+from finetune.planning.job import job_of
 from finetune.planning.memory import gradient_pass
-from finetune.planning.plan import job_of
 from finetune.recipe.lock import START_HASH, read_lock
 from finetune.recipe.rules.together import problem_of
 from finetune.recipe.schema import Recipe
