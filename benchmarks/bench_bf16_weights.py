@@ -20,6 +20,7 @@ import torch
 
 from finetune.recipe.load import load_recipe
 from finetune.training import build
+from finetune.training.inputs import build_inputs
 from finetune.training.optimization import bf16_adamw
 from finetune.training.trainer import ExactTrainer
 
@@ -47,7 +48,7 @@ def trainer_of(way: str, steps: int, rows: int, folder: Path) -> ExactTrainer:
             "train.warmup_ratio=0", "evaluate.max_rows=10", "tracking.tracker=none",
         ],
     ).recipe  # fmt: skip
-    inputs = build.build_inputs(recipe)
+    inputs = build_inputs(recipe)
     model = build.build_model(recipe, inputs)
     return build.build_trainer(recipe, inputs, model, checkpoints=folder, evaluate_first=False, callbacks=[])
 

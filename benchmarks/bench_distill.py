@@ -129,6 +129,7 @@ def speed(trl: Path, file: Path | None, precision: str) -> None:
     from finetune.models.loss import IGNORE_INDEX
     from finetune.training import build
     from finetune.training.batches import batch_of
+    from finetune.training.inputs import build_inputs
 
     sys.path.insert(0, str(trl))
     from trl.experimental.gkd import GKDTrainer
@@ -139,7 +140,7 @@ def speed(trl: Path, file: Path | None, precision: str) -> None:
         given["data.train"] = [{"path": str(file.resolve()), "format": "alpaca", "max_rows": 32}]
         given["data.max_length_tokens"] = 512
     recipe = finetune.load_recipe(QUICKSTART, {**given, "objective": objective, "adapter.dropout": 0}).recipe
-    inputs = build.build_inputs(recipe)
+    inputs = build_inputs(recipe)
     ours: Any = build.build_model(recipe, inputs)
     torch.manual_seed(0)
     random = {
@@ -160,7 +161,7 @@ def speed(trl: Path, file: Path | None, precision: str) -> None:
     asked = {"kind": "distill", "teacher": "base", "top_k": 64}
     given["train.evaluate_every"] = "never"
     before = finetune.load_recipe(QUICKSTART, {**given, "objective": asked}).recipe
-    known = build.build_inputs(before)
+    known = build_inputs(before)
     told = build.ask_teacher(before, known)["training"].of(range(ROWS))
     offline: Any = build.build_model(before, known)
 
@@ -244,6 +245,7 @@ def tails(folder: Path) -> None:
     from finetune.models.logits import head_of, states_of
     from finetune.models.loss import LossInputs
     from finetune.training import build
+    from finetune.training.inputs import build_inputs
     from finetune.training.teacher_store import TeacherQuery
 
     finetune.prune(QUICKSTART, folder / "half", rows(8), drop_layers=15)
@@ -251,7 +253,7 @@ def tails(folder: Path) -> None:
     logits, labels = [], torch.zeros(0)
     for base in ({}, {"model.base": str(folder / "half")}):
         recipe = finetune.load_recipe(QUICKSTART, {**given, **base}).recipe
-        inputs = build.build_inputs(recipe)
+        inputs = build_inputs(recipe)
         model: Any = build.load_base(recipe, inputs).eval()
         documents = [inputs.data.train[index] for index in range(64)]
         batch = packed_batch(documents)

@@ -27,6 +27,7 @@ from finetune.cli.quiet import quiet_libraries
 from finetune.engines.launch.allocator import find_jemalloc
 from finetune.models.kernels import install
 from finetune.training import build
+from finetune.training.inputs import build_inputs
 
 KINDS = {"lora": "LoRA", "peft": "DoRA, peft's layers", "fused": "DoRA, fused"}
 
@@ -84,7 +85,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     recipe = recipe_of(asked)
     adapter = {"use_dora": asked.kind != "lora", "dropout": asked.dropout}
     recipe = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update=adapter)})
-    inputs = build.build_inputs(recipe)
+    inputs = build_inputs(recipe)
     model = build.build_model(recipe, inputs)
     trainer = build.build_trainer(
         recipe, inputs, model, checkpoints=Path(tempfile.mkdtemp()), evaluate_first=False, callbacks=[]

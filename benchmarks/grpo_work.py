@@ -87,6 +87,7 @@ def ours(asked: argparse.Namespace, clock: Clock) -> Any:
     from finetune.recipe.rules.objective import with_objective_defaults
     from finetune.recipe.schema import Recipe
     from finetune.training import build
+    from finetune.training.inputs import build_inputs
 
     quiet_libraries()
     recipe = with_objective_defaults(Recipe.model_validate({
@@ -108,7 +109,7 @@ def ours(asked: argparse.Namespace, clock: Clock) -> Any:
         "tracking": {"tracker": "none"},
     }))  # fmt: skip
     allowed = {hashlib.sha256(asked.reward.read_bytes()).hexdigest()}
-    inputs = build.build_inputs(recipe, allow_code=allowed)
+    inputs = build_inputs(recipe, allow_code=allowed)
     return build.build_trainer(
         recipe, inputs, build.build_model(recipe, inputs), checkpoints=Path(tempfile.mkdtemp()),
         evaluate_first=False, callbacks=[clock],

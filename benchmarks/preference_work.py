@@ -75,6 +75,7 @@ def ours(asked: argparse.Namespace, clock: Clock, steps: int) -> tuple[float, An
     from finetune.signals import Requests
     from finetune.training import build
     from finetune.training.callbacks.document_values import DocumentValues
+    from finetune.training.inputs import build_inputs
     from finetune.training.reference import reference_model
 
     quiet_libraries()
@@ -98,7 +99,7 @@ def ours(asked: argparse.Namespace, clock: Clock, steps: int) -> tuple[float, An
             "tracking": {"tracker": "none"},
         }
     )  # fmt: skip
-    inputs = build.build_inputs(recipe)
+    inputs = build_inputs(recipe)
     folder = Path(tempfile.mkdtemp())
     trainer = build.build_trainer(
         recipe,

@@ -24,6 +24,7 @@ from finetune.cli.quiet import quiet_libraries
 from finetune.models.adapters.adapter import attach
 from finetune.recipe.schema import Recipe
 from finetune.training import build
+from finetune.training.inputs import build_inputs
 
 WARM_UP_STEPS = 2
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addmm_", "aten::baddbmm_")
@@ -55,7 +56,7 @@ def main() -> None:
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """Steps of one pack each."""
     recipe = recipe_of(asked)
-    inputs = build.build_inputs(recipe)
+    inputs = build_inputs(recipe)
     model = (
         build.build_model(recipe, inputs)
         if asked.kind == "ours"

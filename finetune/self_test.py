@@ -25,7 +25,7 @@ from finetune.engines.launch.worker import PROGRAM
 from finetune.errors import FinetuneError, LaunchError
 from finetune.models.device import choose_precision
 from finetune.recipe.load import load_recipe
-from finetune.training.build import versions
+from finetune.training.provenance import versions
 
 logger = logging.getLogger(__name__)
 

@@ -57,7 +57,7 @@ from finetune.runs.folder import (
     write_entries,
     write_json,
 )
-from finetune.training.build import Inputs
+from finetune.training.inputs import Inputs
 from finetune.training.trainer import ExactTrainer
 
 

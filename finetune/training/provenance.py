@@ -2,25 +2,40 @@
 
 import datetime
 import json
+import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import distributed
 
 from data_prep.table.cache_key import template_sha256, tokenizer_sha256
 from finetune.engines import registry
 from finetune.engines.base import Engine
-from finetune.engines.group import Group
+from finetune.engines.group import Group, this_group
+from finetune.engines.registry import current
 from finetune.engines.single import SINGLE
 from finetune.errors import CheckpointError, LaunchError
+from finetune.models.device import Precision, choose_device, processor_model, processor_name
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
-from finetune.training import build
-from finetune.training.build import Inputs
 from finetune.training.checkpoints.store import is_foreign
+from finetune.training.inputs import Inputs
 from finetune.training.trainer import ExactTrainer
 
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "bitsandbytes",
+)
+"""Whose versions are written into a lock, beside those of the engines."""
 TOGETHER = "together"
 """Fact of a lock's device: other runs were computed in the same passes."""
 
@@ -45,13 +60,42 @@ def make_lock(
         teacher=dict(inputs.teacher),
         reference=dict(inputs.reference),
         rewards={} if asking is None or asking.rewards is None else asking.rewards.identity,
-        versions=build.versions(),
-        device=build.device_facts(inputs.precision) | ({} if inputs.member is None else {TOGETHER: True}),
+        versions=versions(),
+        device=device_facts(inputs.precision) | ({} if inputs.member is None else {TOGETHER: True}),
         git=git_state(Path.cwd()),
         rules=inputs.rules,
         tracker_id=tracker_id,
         origins=origins or {},
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this toolkit and the packages that decide what a run computes."""
+    found = {"python": platform.python_version(), "finetune": _version("llama-finetune")}
+    engines = dict.fromkeys(package.name for engine in registry.ENGINES for package in engine.packages)
+    return found | {name: version for name in (*PACKAGES, *engines) if (version := _version(name))}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def device_facts(precision: Precision) -> dict[str, Any]:
+    """Where a run computes: device, precision, threads, processes."""
+    device = choose_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return {
+        "type": device.type,
+        "name": name,
+        **({"model": processor_model()} if device.type == "cpu" else {}),
+        "precision": precision.name,
+        "threads": torch.get_num_threads(),
+        "processes": this_group().world_size,
+        "engine": current().name,
+    }
 
 
 def git_state(folder: Path) -> dict[str, str]:

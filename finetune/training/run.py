@@ -1,5 +1,5 @@
-"""One training run from recipe to run folder: how it starts and resumes. session.py trains, build.py makes
-what is trained."""
+"""One training run from recipe to run folder: how it starts and resumes. session.py trains; inputs.py and
+build.py make what is trained."""
 
 import logging
 import secrets
@@ -23,10 +23,10 @@ from finetune.recipe.tracking import tracked, tracker_id
 from finetune.runs.compare import refuse_another_recipe
 from finetune.runs.folder import RunFolder, create_run, open_run
 from finetune.runs.further import command_to_train_further
-from finetune.training import build
 from finetune.training.checkpoints.store import check_checkpoint, latest_checkpoint, remove_incomplete
 from finetune.training.company import Member
 from finetune.training.determinism import deterministic
+from finetune.training.inputs import build_inputs
 from finetune.training.provenance import (
     inexact_because,
     make_lock,
@@ -80,7 +80,7 @@ def start(
     with signals.listening() as requests, contact(group):
         if group.is_main:
             sweep(Path(tempfile.gettempdir()))
-        inputs = replace(build.build_inputs(recipe, rules=rules, allow_code=allow_code), member=member)
+        inputs = replace(build_inputs(recipe, rules=rules, allow_code=allow_code), member=member)
         group.form()
         run = _run_folder(recipe, name, folder, group)
         if member is not None:
@@ -147,7 +147,7 @@ def resume(
             logger.info(f"this run continues by the rules of the version that started it: {lock.rules}")
         if recipe is not None:
             refuse_another_recipe(run.path, lock, recipe)
-        inputs = build.build_inputs(lock.recipe, rules=lock.rules, allow_code=allow_code)
+        inputs = build_inputs(lock.recipe, rules=lock.rules, allow_code=allow_code)
         inputs = replace(inputs, member=member)
         now = make_lock(lock.recipe, inputs, lock.command, lock.tracker_id)
         refuse_changes(lock, now)

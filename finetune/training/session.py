@@ -39,7 +39,6 @@ from finetune.runs.tracking.base import SeveralTrackers, Tracker
 from finetune.runs.tracking.start import trackers_started
 from finetune.training import build
 from finetune.training.batches import StreamFeed
-from finetune.training.build import Inputs
 from finetune.training.callbacks.best_checkpoint import BestCheckpoint
 from finetune.training.callbacks.document_values import DocumentValues
 from finetune.training.callbacks.drawn_answers import DrawnAnswers
@@ -54,6 +53,7 @@ from finetune.training.callbacks.task_metrics import TaskMetrics
 from finetune.training.callbacks.watched import Watched
 from finetune.training.checkpoints.contents import check_fit, read_state
 from finetune.training.checkpoints.store import check_checkpoint, keep_newest, latest_checkpoint
+from finetune.training.inputs import Inputs
 from finetune.training.outputs import (
     best_checkpoint,
     describe_checkpoint,

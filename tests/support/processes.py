@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
 from finetune.training import build, run
+from finetune.training.inputs import build_inputs
 from finetune.training.trainer import ExactTrainer
 
 RUN_SCRIPT = """
@@ -70,7 +71,7 @@ def launch(recipe: Recipe) -> subprocess.Popen[str]:
 
 
 def trainer_of(recipe: Recipe, folder: Path, dtype: torch.dtype | None = torch.float32) -> ExactTrainer:
-    inputs = build.build_inputs(recipe)
+    inputs = build_inputs(recipe)
     model = build.build_model(recipe, inputs)
     if dtype is not None:
         model = model.to(dtype)

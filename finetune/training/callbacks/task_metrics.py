@@ -18,7 +18,7 @@ from finetune.evaluation.dataset import EvaluationSet, read_rows
 from finetune.evaluation.report import Report, measured_of, names_of, report_of, with_programs
 from finetune.recipe.schema import Recipe
 from finetune.scoring.measured import LossSum, Measured, Prediction, Verdict
-from finetune.training.build import Inputs
+from finetune.training.inputs import Inputs
 from finetune.training.trainer import ExactTrainer
 
 PARTS = ("losses", "bytes", "answers", "rewards")

@@ -23,6 +23,7 @@ from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import resolve_target
 from finetune.training import build, run
+from finetune.training.inputs import build_inputs
 from tests.support.models import save_tiny_llama
 from tests.support.processes import EXACT, adapter_of, assert_equal, start
 from tests.support.recipes import MakeRecipe
@@ -154,7 +155,7 @@ def test_plain_peft_on_the_base_answers_as_the_run_did(
     """peft alone, on the base as it is in its folder, has the logits of the model in training."""
     recipe = recipe_of(kind, make_recipe, tmp_path)
     folder = start(recipe)
-    inputs = build.build_inputs(recipe)
+    inputs = build_inputs(recipe)
     trained: Any = build.build_model(recipe, inputs)
     read = set_peft_model_state_dict(trained, adapter_of(folder))
     assert not read.unexpected_keys
@@ -188,7 +189,7 @@ def test_loftq_and_pissa_are_refused_on_a_base_that_is_stored_quantised(
     ).save_pretrained(base)
     for adapter in ({"method": "qlora", "init": "loftq"}, {"init": "pissa"}):
         with pytest.raises(ModelError, match=r"adapter\.init .* needs the weights as they were .*nf4-double"):
-            build.build_inputs(make_recipe(model={"base": str(base)}, adapter=adapter))
+            build_inputs(make_recipe(model={"base": str(base)}, adapter=adapter))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_names_that_match_nothing_are_refused(
 ) -> None:
     """Of exclusions and patterns, before anything is loaded."""
     with pytest.raises(ModelError, match=message):
-        build.build_inputs(make_recipe(adapter=adapter))
+        build_inputs(make_recipe(adapter=adapter))
 
 
 def test_an_adapter_goes_on_with_its_own_ranks_alone(make_recipe: MakeRecipe) -> None:

@@ -32,6 +32,7 @@ from finetune.models.load import load_model
 from finetune.recipe.lock import Rules
 from finetune.training import build
 from finetune.training.batches import evaluation_batches
+from finetune.training.inputs import build_inputs
 from tests.support.losses import install_supervised_loss
 from tests.support.models import save_tiny_llama
 from tests.support.processes import trained_weights, trainer_of
@@ -256,7 +257,7 @@ def test_a_run_of_an_earlier_version_keeps_its_scaling(bases: Bases, make_recipe
     short, long = document(9, 1), document(80, 2)
     losses = []
     for training in (1, 2):
-        inputs = build.build_inputs(recipe, rules=Rules(training=training))
+        inputs = build_inputs(recipe, rules=Rules(training=training))
         model = build.build_model(recipe, inputs).eval()
         with torch.no_grad():
             together = model(**packed_batch([short, long])).loss
@@ -359,7 +360,7 @@ def test_a_run_of_an_earlier_version_keeps_its_noise_and_cuts(
     recipe = make_recipe(data=data, train=NOISY | {"micro_batch_size": 1, "global_batch_size": 8})
     found = []
     for rules in (Rules(preparation=2, training=1), Rules()):
-        inputs = build.build_inputs(recipe, rules=rules)
+        inputs = build_inputs(recipe, rules=rules)
         model = build.build_model(recipe, inputs)
         trainer = build.build_trainer(
             recipe, inputs, model, checkpoints=tmp_path, evaluate_first=False, callbacks=[]

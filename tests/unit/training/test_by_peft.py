@@ -18,7 +18,7 @@ from finetune.recipe.rules.together import problem_of
 from finetune.recipe.schema.adapter import PEFT_KEYS
 from finetune.runs.folder import RunFolder
 from finetune.runs.plot import read_metrics
-from finetune.training import build
+from finetune.training.inputs import build_inputs
 from tests.support.messages import hearing
 from tests.support.processes import EXACT, start
 from tests.support.recipes import MakeRecipe, found
@@ -53,7 +53,7 @@ def test_a_run_is_continued_and_exported_where_that_is_possible(
         (MISS | {"rank": 2}, "r 4, "),
     ):
         with pytest.raises(ModelError, match=message):
-            build.build_inputs(make_recipe(adapter=other | {"continue_from": str(trained.adapter)}))
+            build_inputs(make_recipe(adapter=other | {"continue_from": str(trained.adapter)}))
     for options in ({"format": "vllm"}, {"format": "gguf", "adapter_only": True}):
         with pytest.raises(FinetuneError, match=r"MISS|plain LoRA"):
             finetune.export(trained.path, output=tmp_path / "out", **options)
@@ -75,7 +75,7 @@ def test_sizes_are_not_changed_in_silence(
 ) -> None:
     """peft would take another block, or fail later."""
     with pytest.raises(ModelError, match=message):
-        build.build_inputs(make_recipe(adapter=adapter))
+        build_inputs(make_recipe(adapter=adapter))
 
 
 @pytest.mark.parametrize("method", sorted(PEFT_KEYS))

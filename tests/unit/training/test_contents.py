@@ -19,6 +19,7 @@ from finetune.runs.folder import RunFolder
 from finetune.training import build, run
 from finetune.training.checkpoints.contents import check_fit
 from finetune.training.checkpoints.store import MARKER, check_checkpoint, mark_complete
+from finetune.training.inputs import build_inputs
 from finetune.training.trainer import ExactTrainer
 from tests.support.messages import hearing
 from tests.support.processes import EXACT, adapter_of, assert_equal, start, trainer_of
@@ -294,7 +295,7 @@ def test_a_checkpoint_that_has_the_embedding_still_loads(make_recipe: MakeRecipe
     whole = adapter_of(folder)
     shutil.rmtree(folder.checkpoints / "checkpoint-4")
     checkpoint = folder.checkpoints / "checkpoint-2"
-    inputs = build.build_inputs(recipe)
+    inputs = build_inputs(recipe)
     model = build.build_model(recipe, inputs)
     model.load_adapter(str(checkpoint), "default", is_trainable=True)
     every = get_peft_model_state_dict(model, save_embedding_layers=True)

@@ -14,8 +14,8 @@ from finetune.engines.launch.check import check_launch, plan_launch
 from finetune.errors import CheckpointError, LaunchError, ModelError, RecipeError
 from finetune.recipe.load import load_recipe
 from finetune.runs.folder import RunFolder
-from finetune.training import build
 from finetune.training import run as training
+from finetune.training.inputs import build_inputs
 from tests.support.messages import hearing, sending
 from tests.support.models import save_tiny_llama
 from tests.support.preferences import column
@@ -72,7 +72,7 @@ def test_packs_and_batches_are_the_same(make_recipe: MakeRecipe, teacher: RunFol
     recipe = make_recipe(train=train | {"micro_batch_size": 1}, objective=objective)
     cut = start(recipe)
     packed = make_recipe(train=train, objective=objective, data={"pack_length_tokens": 256})
-    first = build.build_inputs(packed)
+    first = build_inputs(packed)
     assert first.data.packs is not None
     one, other = adapter_of(padded), adapter_of(cut)
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
@@ -101,7 +101,7 @@ def test_a_teacher_of_another_tokenizer_is_refused(
     words[first], words[second] = words[second], words[first]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ModelError, match=r"objective.teacher: the tokenizer of .* is another one"):
-        build.build_inputs(make_recipe(objective={"kind": "distill", "teacher": str(other)}))
+        build_inputs(make_recipe(objective={"kind": "distill", "teacher": str(other)}))
 
 
 def test_a_teacher_that_changed_is_noticed(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_teacher_of_fewer_positions_is_refused(make_recipe: MakeRecipe, tmp_pa
     """It would be asked about what it never read."""
     save_tiny_llama(tmp_path / "short", max_position_embeddings=32)
     with pytest.raises(ModelError, match=r"objective.teacher: .* has 32 positions, and rows may have 128"):
-        build.build_inputs(make_recipe(objective={"kind": "distill", "teacher": str(tmp_path / "short")}))
+        build_inputs(make_recipe(objective={"kind": "distill", "teacher": str(tmp_path / "short")}))
 
 
 def test_a_teacher_lies_beside_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_a_teacher_that_predicts_labels_is_refused(make_recipe: MakeRecipe, tmp_
         )
     )
     with pytest.raises(ModelError, match="predicts labels; expected one that predicts tokens"):
-        build.build_inputs(make_recipe(objective={"kind": "distill", "teacher": str(classifier.path)}))
+        build_inputs(make_recipe(objective={"kind": "distill", "teacher": str(classifier.path)}))
 
 
 @pytest.mark.parametrize(

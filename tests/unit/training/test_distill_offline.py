@@ -18,8 +18,9 @@ from finetune.recipe.load import load_recipe
 from finetune.recipe.lock import read_lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
-from finetune.training import build, teacher_store
 from finetune.training import run as training
+from finetune.training import teacher_store
+from finetune.training.inputs import build_inputs
 from tests.support.messages import hearing, sending
 from tests.support.models import save_tiny_llama
 from tests.support.preferences import column
@@ -88,7 +89,7 @@ def test_with_all_tokens_it_is_the_teacher_in_memory(
     """k = V: losses in training and evaluation are those of forward_kl, and so are the weights."""
     objective = {"kind": "distill", "teacher": str(teacher), "temperature": 1.5, "supervised_weight": 0.25}
     train = TRAIN | {"optimizer": "sgd", "learning_rate": 0.1}
-    vocabulary = build.build_inputs(make_recipe(objective=offline(teacher))).objective.vocabulary  # type: ignore[attr-defined]
+    vocabulary = build_inputs(make_recipe(objective=offline(teacher))).objective.vocabulary  # type: ignore[attr-defined]
     online = start(make_recipe(train=train, objective=objective), "online")
     stored = start(make_recipe(train=train, objective=objective | {"top_k": vocabulary}), "stored")
     for name in (
@@ -269,7 +270,7 @@ def test_more_tokens_than_there_are(tmp_path: Path, tiny_base: Path, alpaca_file
         ),
         loaded.placing(),
     ):
-        build.build_inputs(loaded.recipe)
+        build_inputs(loaded.recipe)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +309,7 @@ def test_rows_are_of_two_lengths_of_context(make_recipe: MakeRecipe, teacher: Pa
     """Rows that were cut in two are asked about as they are learned."""
     data = {"max_length_tokens": 24, "over_length": "split"}
     objective = {"kind": "distill", "teacher": str(teacher)}
-    vocabulary = build.build_inputs(make_recipe(objective=offline(teacher))).objective.vocabulary  # type: ignore[attr-defined]
+    vocabulary = build_inputs(make_recipe(objective=offline(teacher))).objective.vocabulary  # type: ignore[attr-defined]
     losses = [
         start(make_recipe(train=TRAIN | {"max_steps": 1}, objective=own, data=data), name).read_summary()[
             "evaluation_loss_before"

@@ -18,6 +18,7 @@ from finetune.runs.target import resolve_target
 from finetune.training import build
 from finetune.training import run as training
 from finetune.training.drawing import Drawing
+from finetune.training.inputs import build_inputs
 from finetune.training.trainer import ExactTrainer
 from tests.support.messages import hearing, sending
 from tests.support.models import save_tiny_llama
@@ -116,7 +117,7 @@ def test_what_is_learned_is_what_the_student_would_say(asking: Asking, tmp_path:
 @pytest.mark.parametrize("fraction", [0.3, 1.0])
 def test_a_fraction_of_each_batch_is_asked(asking: Asking, tmp_path: Path, fraction: float) -> None:
     """To within one row in each step, and over many steps in the mean."""
-    feed = build.build_feed(recipe := asking(fraction), build.build_inputs(recipe))
+    feed = build.build_feed(recipe := asking(fraction), build_inputs(recipe))
     batches, counts = iter(feed), []
     for _ in range(100):
         step = [next(batches) for _ in range(feed.batching.accumulation)]
@@ -156,7 +157,7 @@ def test_its_base_teaches_without_a_second_model(asking: Asking) -> None:
 def test_a_prompt_that_leaves_no_room_is_refused(asking: Asking) -> None:
     """With the key, before a weight is loaded."""
     with pytest.raises(FinetuneError, match=r"objective.on_policy.max_new_tokens is 255: together more than"):
-        build.build_inputs(asking(drawing={"max_new_tokens": 255}))
+        build_inputs(asking(drawing={"max_new_tokens": 255}))
 
 
 ROWS = "objective: {kind: distill, teacher: base, on_policy: {fraction: 0.5}}"

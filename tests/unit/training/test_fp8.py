@@ -11,7 +11,7 @@ from finetune.cli.train import closing_lines
 from finetune.errors import ModelError
 from finetune.runs.compare import UNROUNDED_LOSS
 from finetune.training import run
-from finetune.training.build import build_inputs
+from finetune.training.inputs import build_inputs
 from tests.support.processes import EXACT
 from tests.support.recipes import MakeRecipe, found
 
@@ -63,9 +63,8 @@ def test_engines_that_take_weights_over_refuse_it(
 ) -> None:
     """By name, with one that doesn't."""
     from finetune.engines import registry
-    from finetune.training import build
 
-    monkeypatch.setattr(build, "current", lambda: registry.named(engine))
+    monkeypatch.setattr("finetune.training.inputs.current", lambda: registry.named(engine))
     with pytest.raises(
         ModelError, match=f"{engine} can't be used with train.base_arithmetic: fp8: .* Take ddp"
     ):

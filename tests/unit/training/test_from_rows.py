@@ -32,6 +32,7 @@ from finetune.recipe.rules.together import problem_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.training import build
+from finetune.training.inputs import build_inputs
 from finetune.training.reproduce import reproduce
 from tests.support.adapters import make_adapter
 from tests.support.kept import kept_bytes
@@ -51,7 +52,7 @@ def row_of(tokens: int, seed: int = 0) -> Document:
 
 def with_gradients(recipe: Recipe) -> tuple[Any, dict[str, torch.Tensor]]:
     """The recipe's model at its start, and the gradients of the base's weights on the rows it starts by."""
-    inputs = build.build_inputs(recipe)
+    inputs = build_inputs(recipe)
     model: Any = build.build_model(recipe, inputs)
     plain = attach(build.load_base(recipe, inputs), AdapterSection(rank=4))
     sums = GradientSums(plain)
@@ -155,7 +156,7 @@ def test_what_a_start_takes_out_of_the_base_is_added_by_its_other_half(
     """Before the first step the logits are the base's, whose weights are those of its files; no weight of the
     base has a gradient or trains."""
     recipe = make_recipe(adapter={"rank": 4, "init": init})
-    model: Any = build.build_model(recipe, build.build_inputs(recipe))
+    model: Any = build.build_model(recipe, build_inputs(recipe))
     plain = AutoModelForCausalLM.from_pretrained(str(recipe.model.base), dtype=torch.float32)
     ids = torch.arange(3, 40)[None]
     torch.testing.assert_close(
@@ -199,7 +200,7 @@ def test_what_is_gathered_is_what_the_plan_says(make_recipe: MakeRecipe, init: s
 def test_lora_ga_s_pass_keeps_what_the_plan_says(make_recipe: MakeRecipe) -> None:
     """What autograd saves of a batch beside the weights, within a tenth."""
     recipe = make_recipe(adapter={"rank": 4, "init": "lora_ga"})
-    inputs = build.build_inputs(recipe)
+    inputs = build_inputs(recipe)
     model = attach(build.load_base(recipe, inputs), AdapterSection(rank=4))
     sums, rows = GradientSums(model), [row_of(64, seed) for seed in range(4)]
     with sums.summing(), kept_bytes((*model.parameters(), *model.buffers())) as held:
@@ -214,7 +215,7 @@ def test_lora_ga_s_pass_keeps_what_the_plan_says(make_recipe: MakeRecipe) -> Non
 def test_a_long_row_pads_no_short_ones(make_recipe: MakeRecipe) -> None:
     """LoRA-GA's passes read a batch's tokens and a row's at most, however the rows' lengths differ."""
     recipe = make_recipe(adapter={"rank": 4, "init": "lora_ga"})
-    model = attach(build.load_base(recipe, build.build_inputs(recipe)), AdapterSection(rank=4))
+    model = attach(build.load_base(recipe, build_inputs(recipe)), AdapterSection(rank=4))
     (rows,) = batches_of([*(row_of(10, seed) for seed in range(102)), row_of(200)])
     read: list[int] = []
     model.register_forward_pre_hook(
@@ -237,7 +238,7 @@ def test_a_long_row_pads_no_short_ones(make_recipe: MakeRecipe) -> None:
 def test_a_start_needs_as_many_tokens_as_directions(make_recipe: MakeRecipe, init: str, message: str) -> None:
     """One message."""
     recipe = make_recipe(adapter={"rank": 16, "init": "default"})
-    inputs = build.build_inputs(recipe)
+    inputs = build_inputs(recipe)
     section = AdapterSection(rank=16, init=init)
     model = attach(build.load_base(recipe, inputs), section)
     with pytest.raises(ModelError, match=message):

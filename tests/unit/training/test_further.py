@@ -22,6 +22,7 @@ from finetune.recipe.shipped import shipped_recipes
 from finetune.runs.folder import RunFolder
 from finetune.runs.further import command_to_train_further
 from finetune.training import build, run
+from finetune.training.inputs import build_inputs
 from tests.support.processes import start
 from tests.support.recipes import MakeRecipe
 
@@ -118,7 +119,7 @@ def test_the_printed_command_trains_the_result_further(
     words = command_of(first)
     assert words[:2] == ["finetune", "train"]
     loaded = load_recipe(words[2], words[3:])
-    inputs = build.build_inputs(loaded.recipe)
+    inputs = build_inputs(loaded.recipe)
     model = build.build_model(loaded.recipe, inputs)
     held = (
         get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -210,7 +211,7 @@ def test_another_adapter_than_the_continued_one_is_refused(
     first = start(make_recipe(adapter={"rank": 4, "dropout": 0.1}, train=SHORT))
     continued = {"rank": 4, "dropout": 0.1, "continue_from": str(first.adapter)}
     same = make_recipe(adapter=continued, train=SHORT)
-    inputs = build.build_inputs(same)
+    inputs = build_inputs(same)
     build.build_model(same, inputs)
     with pytest.raises(ModelError, match=message):
         build.build_model(make_recipe(adapter=continued | changes, train=SHORT), inputs)
@@ -239,7 +240,9 @@ def test_a_continued_adapter_that_cant_be_used_is_refused_before_the_data(
     first = start(make_recipe(adapter={"rank": 4}, train=SHORT))
     path = first.adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    monkeypatch.setattr(build, "prepare_data", lambda *_, **__: pytest.fail("the data were prepared"))
+    monkeypatch.setattr(
+        "finetune.training.inputs.prepare_data", lambda *_, **__: pytest.fail("the data were prepared")
+    )
     asked = {"rank": 4, "continue_from": str(first.adapter)} | (SMALLER if changes == SMALLER else {})
     with pytest.raises(ModelError, match=message):
-        build.build_inputs(make_recipe(adapter=asked, train=SHORT))
+        build_inputs(make_recipe(adapter=asked, train=SHORT))

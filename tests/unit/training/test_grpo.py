@@ -23,6 +23,7 @@ from finetune.runs.target import resolve_target
 from finetune.training import build
 from finetune.training import run as training
 from finetune.training.batches import Batching
+from finetune.training.inputs import Inputs, build_inputs
 from finetune.training.prompts import PromptFeed
 from tests.support.grpo import OBJECTIVE, TRAIN, Asking, first_step
 from tests.support.messages import hearing, sending
@@ -118,7 +119,7 @@ def test_a_prompt_that_is_computed_once_changes_nothing(
     shared = start(asking(train=train))
     own = build.build_feed
 
-    def apart_rows(recipe: Recipe, inputs: build.Inputs) -> Any:
+    def apart_rows(recipe: Recipe, inputs: Inputs) -> Any:
         feed = own(recipe, inputs)
         assert feed.batching.shares_prompts
         feed.batching = Batching(**vars(feed.batching) | {"shares_prompts": False})
@@ -282,7 +283,7 @@ def test_a_prompt_that_fills_the_context_is_refused(asking: Asking) -> None:
     with pytest.raises(
         FinetuneError, match=r"its prompt has \d+ tokens, and objective.max_new_tokens is 250"
     ):
-        build.build_inputs(asking(objective=OBJECTIVE | {"max_new_tokens": 250}))
+        build_inputs(asking(objective=OBJECTIVE | {"max_new_tokens": 250}))
 
 
 @pytest.mark.parametrize(
@@ -306,13 +307,13 @@ def test_rewards_that_rows_or_machine_lack_are_refused(
 ) -> None:
     """By the reward's name, before a weight is loaded."""
     with pytest.raises(FinetuneError, match=rf"objective.rewards.own(:| ).*{message}"):
-        build.build_inputs(asking(objective=OBJECTIVE | {"rewards": {"own": reward}}))
+        build_inputs(asking(objective=OBJECTIVE | {"rewards": {"own": reward}}))
 
 
 def test_a_reward_model_that_ranks_nothing_is_refused(asking: Asking, drawing_base: Path) -> None:
     """A language model has no number for an answer."""
     with pytest.raises(ModelError, match="ranks no answers; expected a run of objective reward"):
-        build.build_inputs(
+        build_inputs(
             asking(objective=OBJECTIVE | {"rewards": {"own": {"kind": "run", "run": str(drawing_base)}}})
         )
 
@@ -323,7 +324,7 @@ def test_a_python_reward_needs_permission(asking: Asking, tmp_path: Path) -> Non
     code.write_text("def reward(prompt, answer, references):\n    return float(len(answer))\n")
     recipe = asking(objective=OBJECTIVE | {"rewards": {"own": {"kind": "python", "code": str(code)}}})
     with pytest.raises(DataError, match=r"objective.rewards.own would run .*rewards.py(.|\n)*--allow-code"):
-        build.build_inputs(recipe)
+        build_inputs(recipe)
 
 
 def test_answers_are_kept_with_their_rewards(asking: Asking) -> None:

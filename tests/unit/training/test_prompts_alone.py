@@ -9,7 +9,7 @@ import pytest
 from data_prep.audit.report import NOTES
 from data_prep.errors import DataError
 from finetune.errors import FinetuneError
-from finetune.training import build
+from finetune.training.inputs import build_inputs
 from tests.support.grpo import OBJECTIVE, Asking
 from tests.support.preferences import column
 from tests.support.processes import start, trainer_of
@@ -63,7 +63,7 @@ def test_a_reward_that_compares_names_the_row_without_an_answer(
     objective = OBJECTIVE | {"rewards": {"own": {"kind": kind}}}
     message = r"objective.rewards.own: .*prompts.jsonl:\d has no answer to compare with: give it one"
     with pytest.raises(FinetuneError, match=message):
-        build.build_inputs(asking(objective=objective, data=of(tmp_path, TEXTS)))
+        build_inputs(asking(objective=objective, data=of(tmp_path, TEXTS)))
 
 
 def test_a_metric_that_compares_names_the_row_without_an_answer(asking: Asking, tmp_path: Path) -> None:
@@ -82,12 +82,12 @@ def test_objectives_that_learn_answers_refuse_prompts_alone(
     changed = {"data": of(tmp_path, TEXTS)}
     recipe = prompts_recipe(tmp_path, drawing_base, {"kind": objective}, train, changed)
     with pytest.raises(DataError, match=r"prompts.jsonl: 8 of its rows"):
-        build.build_inputs(recipe)
+        build_inputs(recipe)
 
 
 def test_the_report_counts_them(asking: Asking, tmp_path: Path) -> None:
     """Beside all else that is known of kept rows."""
-    report = build.build_inputs(asking(data=of(tmp_path, TEXTS))).data.report
+    report = build_inputs(asking(data=of(tmp_path, TEXTS))).data.report
     assert any(f"kept 8 {NOTES['no_answer']}" in line for line in report.lines())
 
 
@@ -108,7 +108,7 @@ def test_the_report_counts_them(asking: Asking, tmp_path: Path) -> None:
 def test_bad_rows_are_refused(asking: Asking, tmp_path: Path, row: dict[str, Any], message: str) -> None:
     """With their place."""
     with pytest.raises(DataError, match=r"prompts.jsonl:1, read as format 'prompt': ") as error:
-        build.build_inputs(asking(data=of(tmp_path, [row, *TEXTS])))
+        build_inputs(asking(data=of(tmp_path, [row, *TEXTS])))
     assert message in str(error.value)
 
 
@@ -116,4 +116,4 @@ def test_auto_takes_no_row_for_a_prompt_alone(asking: Asking, tmp_path: Path) ->
     """Whose answer may be in a column of another name."""
     rows = [row | {"response": "3"} for row in TEXTS]
     with pytest.raises(DataError, match="format auto: no format fits"):
-        build.build_inputs(asking(data=of(tmp_path, rows, "auto")))
+        build_inputs(asking(data=of(tmp_path, rows, "auto")))

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from finetune.models.device import generators_kept
 from finetune.training import build
 from finetune.training.callbacks.memory_check import largest_micro_batch
+from finetune.training.inputs import build_inputs
 from tests.support.processes import adapter_of, assert_equal, start
 from tests.support.recipes import MakeRecipe
 
@@ -76,7 +77,7 @@ def test_the_heaviest_batches(make_recipe: MakeRecipe, packing: dict[str, Any]) 
     recipe = make_recipe(
         data=_data(make_recipe, packing), train={"micro_batch_size": 1, "global_batch_size": 4}
     )
-    feed = build.build_feed(recipe, build.build_inputs(recipe))
+    feed = build.build_feed(recipe, build_inputs(recipe))
     heaviest = feed.heaviest()
     packs = [feed.documents_of(pack) for pack in feed.packs(0)]
     assert max(len(d.token_ids) for pack in heaviest for d in pack) == max(

@@ -13,6 +13,7 @@ from finetune.recipe.lock import Rules
 from finetune.recipe.schema.train import TrainSection
 from finetune.runs.folder import RunFolder
 from finetune.training import build
+from finetune.training.inputs import build_inputs
 from finetune.training.optimization.schedule import ceil_product, decay_steps, rate_factor, warmup_steps
 from tests.support.processes import start, trainer_of
 from tests.support.recipes import MakeRecipe
@@ -192,7 +193,7 @@ def test_the_lock_decides_which_schedule(make_recipe: MakeRecipe, tmp_path: Path
     recipe = make_recipe(train={"max_steps": 1, "precision": "fp32", "micro_batch_size": 8})
     rates = []
     for schedule in (1, 2):
-        inputs = build.build_inputs(recipe, rules=Rules(schedule=schedule))
+        inputs = build_inputs(recipe, rules=Rules(schedule=schedule))
         model = build.build_model(recipe, inputs)
         trainer = build.build_trainer(
             recipe, inputs, model, checkpoints=tmp_path, evaluate_first=False, callbacks=[]

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -46,12 +47,16 @@ def test_sigusr2_saves_and_sigusr1_stops(make_recipe: MakeRecipe) -> None:
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
-@pytest.mark.parametrize("moment", ["build_inputs", "build_model", "build_trainer"])
+@pytest.mark.parametrize("moment", [(run, "build_inputs"), (build, "build_model"), (build, "build_trainer")])
 def test_a_stop_before_the_first_step_leaves_no_folder(
-    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, name: signal.Signals, moment: str
+    make_recipe: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    name: signal.Signals,
+    moment: tuple[ModuleType, str],
 ) -> None:
     """Whatever is being built, the end comes at once, as by Ctrl-C, and nothing stays behind."""
-    monkeypatch.setattr(build, moment, with_signal(getattr(build, moment), name))
+    place, function = moment
+    monkeypatch.setattr(place, function, with_signal(getattr(place, function), name))
     recipe = make_recipe(train=EXACT)
     with pytest.raises(KeyboardInterrupt):
         start(recipe)

@@ -21,6 +21,7 @@ from finetune.runs.tracking.base import NoTracker
 from finetune.training import build, run
 from finetune.training.arguments import optimizer_name
 from finetune.training.callbacks.metrics_log import MetricsLog
+from finetune.training.inputs import build_inputs
 from tests.support.messages import hearing
 from tests.support.processes import trained_weights, trainer_of
 from tests.support.recipes import MakeRecipe
@@ -207,7 +208,7 @@ def test_options_that_cannot_be_honoured_are_refused(make_recipe: MakeRecipe) ->
         ({"data": {"max_length_tokens": 4096}}, "this base has 256 positions"),
     ):
         with pytest.raises(ModelError, match=message):
-            build.build_inputs(make_recipe(**section))
+            build_inputs(make_recipe(**section))
     assert optimizer_name("adamw") == "adamw_torch"
 
 
@@ -238,7 +239,7 @@ def test_a_tokenizer_larger_than_the_embedding(make_recipe: MakeRecipe, tmp_path
     tokenizer.save_pretrained(base)
     recipe = make_recipe(model={"base": str(base), "new_tokens": ["<wanted>"]})
     with hearing(told.append):
-        build.build_model(recipe, build.build_inputs(recipe))
+        build.build_model(recipe, build_inputs(recipe))
     warnings = [line for line in told if line.startswith("warning: for")]
     assert len(warnings) == 1
     assert "for 1 of the tokenizer's tokens" in warnings[0]
