@@ -181,11 +181,13 @@ def train_many(
     variants: Mapping[str, Overrides] | None = None,
     resume: "Sequence[str | Path | Run]" = (),
     max_adapters: int = 8,
+    launch: str | None = None,
+    processes: int | None = None,
     allow_code: Collection[str] = (),
 ) -> "dict[str, Run]":
-    """Train adapters of one base together in this process: of several recipes, or of one in `variants`, and
-    of runs to resume; at most `max_adapters` at a time. Returns the runs by name: finished, stopped or
-    failed.
+    """Train adapters of one base together, in this process, or in several with `launch` (ddp, fsdp2): of
+    several recipes, or of one in `variants`, and of runs to resume; at most `max_adapters` at a time. Returns
+    the runs by name: finished, stopped or failed.
 
     One that fails leaves, and the others continue. Raises TrainingError, before anything is trained, where
     one of them can't share the base; and when all have ended, the error of the first that could not start.
@@ -201,7 +203,15 @@ def train_many(
     else:
         raise FinetuneError(f"variants are of one recipe, and got {len(recipes)}: name one recipe.")
     resumed = [Path(_path(run)).expanduser() for run in resume]
-    outcomes = start_many(loaded, resumed, names=names, most=max_adapters, allow_code=allow_code)
+    outcomes = start_many(
+        loaded,
+        resumed,
+        names=names,
+        most=max_adapters,
+        launch=launch,
+        processes=processes,
+        allow_code=allow_code,
+    )
     for outcome in outcomes:
         if outcome.folder is None and outcome.error is not None:
             raise outcome.error

@@ -48,7 +48,7 @@ def train_many(
     processes: Annotated[
         int | None, typer.Option(min=1, help="With --launch: how many processes, on this machine.")
     ] = None,
-    outcomes: Annotated[Path | None, typer.Option("--outcomes", hidden=True)] = None,
+    asked: Annotated[Path | None, typer.Option("--asked", hidden=True)] = None,
     allow_code: AllowCodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,18 +60,20 @@ def train_many(
     """
     from finetune.engines.launch.messages import to_launcher
     from finetune.errors import FinetuneError
-    from finetune.training.many import start_many
+    from finetune.training.many import start_many, train_asked
     from finetune.training.many_processes import as_json as told
-    from finetune.training.many_processes import tell_outcomes
     from finetune.training.variants import recipes_of
 
     with signals.listening() as requests:
-        names, recipes = recipes_of(words or [], variants, resumes=bool(resume))
         launcher, is_main = to_launcher(), environment.world().rank == 0
         if launcher is not None:
             leave_messages_to(launcher)
         elif is_main:
             tell_messages(as_json)
+        if asked is not None:  # whoever started this process says what comes of it
+            train_asked(asked)
+            return
+        names, recipes = recipes_of(words or [], variants, resumes=bool(resume))
         ended = start_many(
             recipes,
             resume or [],
@@ -82,10 +84,6 @@ def train_many(
             allow_code=allow_code or (),
             arguments=sys.argv[1:],
         )
-    if outcomes is not None:  # whoever started this process says it
-        if is_main:
-            tell_outcomes(ended, outcomes)
-        return
     if is_main and as_json:
         print_json([told(outcome) for outcome in ended])
     elif is_main:

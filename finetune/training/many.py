@@ -14,13 +14,21 @@ from data_prep.errors import DataError
 from finetune import environment, signals
 from finetune.engines.registry import frozen_shared_out
 from finetune.errors import CheckpointError, FinetuneError, LaunchError, TrainingError
-from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.load import LoadedRecipe, load_recipe
 from finetune.recipe.lock import read_lock
 from finetune.recipe.rules.packages import check_packages
 from finetune.recipe.rules.together import problem_of
 from finetune.runs.commands import shell_command
 from finetune.runs.folder import RunFolder, open_run
-from finetune.training.many_processes import Outcome, launched, names_of_engines, planned, refuse_here
+from finetune.training.many_processes import (
+    Outcome,
+    asked_in,
+    launched,
+    names_of_engines,
+    planned,
+    refuse_here,
+    tell_outcomes,
+)
 from finetune.training.start import alone
 from finetune.training.watching import Watcher
 
@@ -42,7 +50,8 @@ def start_many(
     arguments: Sequence[str] = ("train-many",),
 ) -> list[Outcome]:
     """Train the recipes, called by `names`, and resume runs, at most so many at a time; what became of each.
-    With `launch` in so many processes of this machine, which are started as `finetune ARGUMENTS`.
+    With `launch` in so many processes of this machine. `arguments` are the words behind `finetune` that say
+    this on a command line, for the locks.
 
     A run that fails or ends leaves, and the others continue. Raises FinetuneError, before anything is
     trained, where one of them can't be trained together with others, or so; LaunchFailed where a process
@@ -69,7 +78,15 @@ def start_many(
     if launch is not None and not environment.is_worker():
         plan = planned(launch, processes, wanted)
         if plan.processes > 1:
-            return launched(plan, arguments)
+            asked = {
+                "recipes": [(str(loaded.path), loaded.overrides) for loaded in recipes],
+                "resumed": [str(path.resolve()) for path in resumed],
+                "names": list(names),
+                "most": most,
+                "allow_code": sorted(allow_code),
+                "arguments": list(arguments),
+            }
+            return launched(plan, asked)
     if not environment.is_worker():
         for recipe in wanted:
             check_environment(recipe)
@@ -90,6 +107,15 @@ def start_many(
     with frozen_shared_out() as shares_out:
         train_together(runs, most, passes, shares_out=shares_out)
     return outcomes
+
+
+def train_asked(folder: Path) -> None:
+    """What `start_many` asked in this folder of the processes that it launched, of which this is one."""
+    asked = asked_in(folder)
+    recipes = [load_recipe(path, overrides) for path, overrides in asked.pop("recipes")]
+    outcomes = start_many(recipes, [Path(path) for path in asked.pop("resumed")], **asked)
+    if environment.world().rank == 0:
+        tell_outcomes(outcomes, folder)
 
 
 def train_together(

@@ -17,6 +17,9 @@ from finetune.recipe.schema import Recipe
 if TYPE_CHECKING:
     from finetune.engines.launch.processes import Launch
 
+ASKED, OUTCOMES = "asked.json", "outcomes.json"
+"""Files between a launch and its processes."""
+
 
 @dataclass
 class Outcome:
@@ -81,24 +84,29 @@ def names_of_engines() -> str:
     return " or ".join(engine.name for engine in of_several() if not beside_frozen(engine).takes_over)
 
 
-def launched(plan: "Launch", arguments: Sequence[str]) -> list[Outcome]:
-    """Train in processes of their own, which are started as `finetune ARGUMENTS`, and of which the main one
-    leaves what became of the runs in a file."""
+def launched(plan: "Launch", asked: Mapping[str, Any]) -> list[Outcome]:
+    """Train in processes of their own, which read in a folder what was asked for (`asked_in`), and of which
+    the main one leaves there what became of the runs."""
     from finetune.engines.launch.processes import import_torch_quietly, run_processes
 
     import_torch_quietly()
     with temporary_folder("finetune-launch-") as folder:
-        file = folder / "outcomes.json"
-        verb, *words = arguments
-        failure = run_processes(plan, [verb, "--outcomes", str(file), *words], None)
+        (folder / ASKED).write_text(json.dumps(asked))
+        failure = run_processes(plan, ["train-many", "--asked", str(folder)], None)
         if failure is not None:
             raise failure.ending or LaunchFailed(failure.text(None), failure.exit_code)
-        return [_as_outcome(found) for found in json.loads(file.read_text())]
+        return [_as_outcome(found) for found in json.loads((folder / OUTCOMES).read_text())]
 
 
-def tell_outcomes(outcomes: Sequence[Outcome], file: Path) -> None:
+def asked_in(folder: Path) -> dict[str, Any]:
+    """What a launch asked its processes for."""
+    found: dict[str, Any] = json.loads((folder / ASKED).read_text())
+    return found
+
+
+def tell_outcomes(outcomes: Sequence[Outcome], folder: Path) -> None:
     """For the process that started this one."""
-    file.write_text(json.dumps([as_json(outcome) for outcome in outcomes]))
+    (folder / OUTCOMES).write_text(json.dumps([as_json(outcome) for outcome in outcomes]))
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import finetune
+from finetune.recipe.lock import read_lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
 from tests.distributed.launches import difference
@@ -85,6 +87,22 @@ def test_each_adapter_is_what_it_is_alone(make_recipe: MakeRecipe, launcher: Lau
         assert difference(adapter_of(together), adapter_of(alone)) < 1e-5, name
         losses = [run.read_summary()["evaluation_loss"] for run in (together, alone)]
         assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_python_starts_processes_too(make_recipe: MakeRecipe, launcher: Launcher, tmp_path: Path) -> None:
+    """Of variants, whose overrides no file has: the adapters of the command line; its words are no secret of the
+    launch."""
+    launcher.write("base", make_recipe(train=SGD | {"max_steps": 2}))
+    variants: dict[str, dict[str, Any]] = {"plain": {}, "steep": {"train.learning_rate": 1.5}}
+    (tmp_path / "variants.json").write_text(json.dumps(variants))
+    launcher("train-many", "base.yaml", "--variants", "variants.json")
+    found = finetune.train_many([tmp_path / "base.yaml"], variants=variants, launch="ddp", processes=2)
+    assert {name: run.status for name, run in found.items()} == {"plain": "finished", "steep": "finished"}
+    for name, run in found.items():
+        by_words = RunFolder(launcher.folder / "of-base" / f"{name}-001")
+        assert_equal(adapter_of(RunFolder(run.folder)), adapter_of(by_words))
+        assert read_lock(by_words.lock_path).command.endswith("--launch ddp --processes 2")
+        assert "--asked" not in read_lock(by_words.lock_path).command
 
 
 @pytest.mark.long
