@@ -22,6 +22,7 @@ RUN = "finetune.run"
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 RETRIES, SECONDS = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 """MLflow's own seven tries of 120 s would keep a thread busy for a quarter of an hour."""
+LEVEL = "MLFLOW_LOGGING_LEVEL"
 LONGEST_VALUE, LONGEST_TAG = 6000, 8000
 """Characters of a parameter and of a tag (mlflow.utils.validation)."""
 NAME, FOREIGN = re.compile(r"[A-Za-z0-9_-]+"), re.compile(r"[^A-Za-z0-9_/. :-]")
@@ -34,6 +35,7 @@ class MlflowTracker:
     """A run of MLflow, or the one that has this id already."""
 
     def __init__(self, section: TrackingSection, run_id: str, params: Mapping[str, str]):
+        os.environ.setdefault(LEVEL, "WARNING")  # read by the import; else what it does to its tables is told
         from mlflow import MlflowClient
 
         os.environ.setdefault(RETRIES, "2")

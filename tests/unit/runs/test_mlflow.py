@@ -1,5 +1,7 @@
 """What MLflow is given, in a database of its own."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,21 @@ def test_any_recipe_and_any_name_is_taken(client: Any) -> None:
     [run] = client.search_runs([client.get_experiment_by_name("odd").experiment_id])
     assert run.data.metrics == {"train/rewards/JSON_": 0.5}
     assert run.data.params == {"objective.json_schema": str(schema)}
+
+
+@pytest.mark.long
+def test_what_it_does_to_its_tables_is_not_told(tmp_path: Path) -> None:
+    """A new database in the working folder, in a process that has not imported it yet."""
+    code = """
+from finetune.recipe.schema.tracking import TrackingSection
+from finetune.runs.tracking.mlflow import MlflowTracker
+MlflowTracker(TrackingSection(tracker="mlflow"), "run-001", {}).finish("finished")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+    assert (tmp_path / "mlflow.db").is_file()
 
 
 def test_a_recipe_s_values_have_the_paths_of_their_keys() -> None:
