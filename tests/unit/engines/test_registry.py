@@ -23,7 +23,7 @@ ASKED = {
     "ds_numel",
 }
 """How libraries are asked which engine runs, or whether one has cut a weight up."""
-WHO_NAMES_ONE = {"finetune/cli/train.py", "finetune/environment.py", "finetune/training/build.py"}
+WHO_NAMES_ONE = {"finetune/cli/train.py", "finetune/environment.py", "finetune/training/inputs.py"}
 """Files that name one to a person, as what to type."""
 
 
