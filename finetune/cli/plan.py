@@ -98,6 +98,8 @@ def closing(found: "Plan") -> list[str]:
     steps = f"{load.steps:,}" if load.steps else "not known: the data are not here"
     tokens = f", {load.tokens:,} tokens" if load.tokens else ""
     lines.append(f"steps               {steps}{tokens}")
+    if found.uneven is not None:
+        lines.append(f"but                 {found.uneven}")
     least, most = found.drawn_answers
     if least:
         again = f", up to {most:,} with objective.resample" if most > least else ""

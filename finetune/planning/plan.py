@@ -72,6 +72,8 @@ class Plan:
     """Of the asked way; empty where no GPU's memory was given."""
     positions: int | None
     """That the base has."""
+    uneven: str | None
+    """Why training on so many GPUs would be refused: batches that don't divide among them."""
     drawn_answers: tuple[int, int]
     """How many a step draws, at least and at most, over all processes; 0 of an objective that draws none."""
 
@@ -155,6 +157,7 @@ def plan(
         host_for=on_the_host(ours)[1],
         longest_rows=[] if gpu_memory is None or adapters > 1 else longest_rows(ours, gpu_memory),
         positions=read_config(folder).get("max_position_embeddings"),
+        uneven=recipe.train.uneven_over(gpus),
         drawn_answers=_drawn_in_a_step(recipe),
     )
 

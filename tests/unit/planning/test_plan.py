@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from finetune.cli import app as command_line
+from finetune.cli.plan import closing
 from finetune.engines import registry
 from finetune.engines.ddp import DDP
 from finetune.engines.fsdp2 import FSDP2
@@ -449,3 +450,14 @@ def test_the_answers_that_a_step_draws(make_recipe: MakeRecipe) -> None:
     options: Any = {"gpus": 1, "gpu_memory": None, "engine": None, "tokens_per_second": None}
     assert plan(drawing, **options).drawn_answers == (24, 72)
     assert plan(make_recipe(), **options).drawn_answers == (0, 0)
+
+
+def test_a_plan_says_that_batches_do_not_divide(make_recipe: MakeRecipe) -> None:
+    """Among the GPUs that are asked about: what it takes is told, and that training would be refused."""
+    recipe = make_recipe(train={"global_batch_size": 4, "micro_batch_size": 2})
+    options: Any = {"gpu_memory": None, "engine": None, "tokens_per_second": None}
+    assert plan(recipe, gpus=2, **options).uneven is None
+    found = plan(recipe, gpus=3, **options)
+    assert found.uneven is not None
+    assert "4 does not divide into micro_batch_size 2 x 3 processes" in found.uneven
+    assert f"but                 {found.uneven}" in closing(found)
