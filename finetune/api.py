@@ -190,7 +190,8 @@ def train_many(
     the runs by name: finished, stopped or failed.
 
     One that fails leaves, and the others continue. Raises TrainingError, before anything is trained, where
-    one of them can't share the base; and when all have ended, the error of the first that could not start.
+    one of them can't share the base; and when all have ended, the error of the first that could not start
+    (with `launch` a TrainingError that says the same).
     """
     from finetune.training.many import start_many
 

@@ -39,7 +39,7 @@ class SharedLayer:
             own = self._whole[place : place + weight.nbytes].view(weight.dtype).view(weight.shape)
             weight.data = own.copy_(weight.data)
         self._part = self._whole[part * group.rank : part * (group.rank + 1)].clone()
-        self._uses, self._goes_back = 0, False
+        self._uses, self._entered, self._goes_on, self._goes_back = 0, False, False, False
         self._coming: distributed.Work | None = None
         self._before = before
         self._behind: SharedLayer | None = None
@@ -78,27 +78,35 @@ class SharedLayer:
 
     def _enters(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         self._take()
+        self._entered = True
         if self._goes_back:  # a layer that is made again, of which the backward pass has begun
             return
         if self._behind is not None:
             self._behind.fetch()
         states = inputs[0] if inputs else named["hidden_states"]
+        self._goes_on = states.requires_grad
         if torch.is_grad_enabled() and states.requires_grad:
             states.register_hook(self._ends)
 
     def _leaves(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if not self._entered:  # it could not be taken, and torch calls this all the same
+            return
+        self._entered = False
         self._let()
         states = output[0] if isinstance(output, tuple) else output
         if not self._goes_back and isinstance(states, torch.Tensor) and states.requires_grad:
             states.register_hook(self._begins)
 
     def _begins(self, gradient: torch.Tensor) -> None:
-        """The backward pass has come to the layer."""
+        """The backward pass has come to the layer, and so left the one behind it, whose own hook on the same
+        states comes later."""
         if self._goes_back:
             return
-        self._goes_back = True
+        if self._behind is not None:
+            self._behind._ends()
         self._take()
-        if self._before is not None:
+        self._goes_back = True
+        if self._before is not None and self._goes_on:
             self._before.fetch()
         # The first layer has no input that a gradient is asked for.
         queue = torch.autograd.Variable._execution_engine.queue_callback

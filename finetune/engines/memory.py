@@ -61,14 +61,16 @@ def say_without_jemalloc() -> None:
 
 
 @contextmanager
-def memory_advice() -> Iterator[None]:
-    """Turns torch's errors about memory into a TrainingError that says what to change."""
+def memory_advice(*, together: bool = False) -> Iterator[None]:
+    """Turns torch's errors about memory into a TrainingError that says what to change; of runs that train
+    together, how many, too."""
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        most = "--max-adapters, " if together else ""
         raise TrainingError(
-            f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size or "
+            f"out of memory: {str(error).splitlines()[0].rstrip('.')}. Lower {most}train.micro_batch_size or "
             "data.max_length_tokens, set train.activation_checkpointing: true, or set adapter.method: qlora."
         ) from error

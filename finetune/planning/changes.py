@@ -24,14 +24,15 @@ class Change:
 def cheapest_change(job: Job, allowed: Sequence[Engine], gpu_memory: int) -> Change | None:
     """The first of these that fits, the cheapest (in speed, or in what is learned) first; None where none
     does."""
-    for what, changed in _changes(job, allowed):
+    for what, changed in changes_of(job, allowed):
         total = memory_of(changed).total
         if total <= USABLE * gpu_memory:
             return Change(what, total)
     return None
 
 
-def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
+def changes_of(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
+    """What could be changed, in words, and the job with it, the cheapest first."""
     checkpointed, answers = job, job.answers
     for fewer in _fewer_adapters(job):
         yield f"--max-adapters {fewer.adapters}", fewer
@@ -57,7 +58,7 @@ def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
         tiled = in_tiles(offloaded)
         if tiled is not None and job.adapters == 1:
             yield f"{knobs}, and mlp_tile_tokens: {tiled.mlp_tile}", tiled
-    if job.optimizer == "adamw" and job.engine.optimizer_problem("adamw_8bit") is None:
+    if job.optimizer == "adamw" and job.trained_by.optimizer_problem("adamw_8bit") is None:
         yield (
             "train.optimizer: adamw_8bit, and activation_checkpointing: true",
             replace(checkpointed, optimizer="adamw_8bit"),
@@ -98,8 +99,8 @@ def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
 
 
 def _fewer_adapters(job: Job) -> Iterator[Job]:
-    """The same with half as many that train together, and so on."""
+    """The same with half as many that train together, and so on; one alone is another plan."""
     at_once = job.adapters
-    while at_once > 1:
-        at_once //= 2
+    while at_once > 2:
+        at_once = (at_once + 1) // 2
         yield together(job, at_once)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.engines.base import Engine
+from finetune.engines.registry import beside_frozen
 from finetune.engines.single import SINGLE
 from finetune.errors import ModelError
 from finetune.models.architectures.base import EMBEDDING, last_part
@@ -87,6 +88,12 @@ class Job:
     losses are made one after the other."""
     answers: int = 0
     """How many are drawn at a time, for an objective that learns from those."""
+
+    @property
+    def trained_by(self) -> Engine:
+        """Whose rules hold for what trains: adapters that train together are whole in each process, whatever
+        becomes of their base."""
+        return beside_frozen(self.engine) if self.adapters > 1 else self.engine
 
     @property
     def trained(self) -> int:

@@ -10,7 +10,6 @@ arXiv:1910.02054; checkpointing: Chen et al. 2016, arXiv:1604.06174.
 from dataclasses import dataclass, fields, replace
 
 from finetune.engines.base import Held, Total
-from finetune.engines.registry import beside_frozen
 from finetune.models.bases.shapes import Shape, count_parameters
 from finetune.models.sizes import START_BATCH_TOKENS, state_bytes
 from finetune.models.stored_quantization import INT8, NF4_DOUBLE
@@ -112,12 +111,14 @@ def memory_of(job: Job) -> Memory:
 
 def _held_together(job: Job, total: Total) -> Held:
     """What a process holds where adapters train together: all of them, beside its share of the base's layers
-    and two layers that are gathered."""
-    beside = beside_frozen(job.engine)
-    held = beside.memory(total, job.processes)
-    if beside is not job.engine and job.processes > 1:
-        shared, layers = total.layer * job.shape.layers, total.layer * min(2, job.shape.layers)
-        held = replace(held, weights=total.weights - shared + shared / job.processes + layers)
+    and two layers that are gathered. The scales of an NF4 base are no weights of a layer, and stay whole."""
+    held = job.trained_by.memory(total, job.processes)
+    if job.trained_by is not job.engine and job.processes > 1:
+        scales = 1.0 if job.quantization is None else NF4_BYTES[job.quantization] / 0.5
+        layer, layers = total.layer / scales, job.shape.layers
+        shared = layer * layers
+        gathered = layer * min(2, layers)
+        held = replace(held, weights=total.weights - shared + shared / job.processes + gathered)
     return held
 
 

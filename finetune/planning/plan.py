@@ -2,7 +2,7 @@
 disk. No torch."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -111,11 +111,13 @@ def plan(
     job, shape = together(job, adapters), job.shape
     allowed = {
         way.name: way
-        for way in _engines(recipe, precision, gpus)
-        if not (job.masked and way.shards_weights) and not (adapters > 1 and beside_frozen(way).takes_over)
+        for way in _on(gpus)
+        if _refusal(replace(job, engine=way), recipe, precision) is None
+        and not (job.masked and way.shards_weights)
+        and not (adapters > 1 and beside_frozen(way).takes_over)
     }
     if not allowed:
-        reasons = "; ".join(_refusals(recipe, precision, gpus))
+        reasons = "; ".join(_refusals(job, recipe, precision, gpus))
         raise ModelError(f"no engine trains this recipe on {gpus} GPU{'s' * (gpus > 1)}: {reasons}.")
     if gpus % recipe.train.sequence_parallel_size:
         raise ModelError(str(recipe.train.uneven_over(gpus)))
@@ -135,7 +137,7 @@ def plan(
     if gpu_memory is not None and memory_of(ours).total > USABLE * gpu_memory:
         change = cheapest_change(ours, list(allowed.values()), gpu_memory)
     states = 12.0 * job.trained * adapters
-    if not asked.takes_over:
+    if not ours.trained_by.takes_over:
         states = memory_of(ours).optimizer + 4.0 * job.trained * adapters
     return Plan(
         base=recipe.model.name,
@@ -172,25 +174,19 @@ def _drawn_in_a_step(recipe: Recipe) -> tuple[int, int]:
     return least, least * (1 + options.get("resample", 0))
 
 
-def _engines(recipe: Recipe, precision: str, gpus: int) -> Iterator[Engine]:
-    for engine in _on(gpus):
-        if _refusal(engine, recipe, precision) is None:
-            yield engine
-
-
 def _on(gpus: int) -> Sequence[Engine]:
     return (SINGLE,) if gpus == 1 else registry.of_several()
 
 
-def _refusal(engine: Engine, recipe: Recipe, precision: str) -> str | None:
-    """Why an engine doesn't train a recipe; None where it does."""
-    refused = engine.refusal(method_of(recipe.adapter), precision)
-    return engine.problem(recipe) if refused is None else refused.reason
+def _refusal(job: Job, recipe: Recipe, precision: str) -> str | None:
+    """Why the job's engine doesn't train a recipe; None where it does."""
+    refused = job.engine.refusal(method_of(recipe.adapter), precision)
+    return job.trained_by.problem(recipe) if refused is None else refused.reason
 
 
-def _refusals(recipe: Recipe, precision: str, gpus: int) -> list[str]:
-    """The reasons of all, each once."""
-    reasons = (_refusal(engine, recipe, precision) for engine in _on(gpus))
+def _refusals(job: Job, recipe: Recipe, precision: str, gpus: int) -> list[str]:
+    """The reasons of all engines, each once."""
+    reasons = (_refusal(replace(job, engine=engine), recipe, precision) for engine in _on(gpus))
     return list(dict.fromkeys(reason.rstrip(".") for reason in reasons if reason is not None))
 
 

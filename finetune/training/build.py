@@ -164,12 +164,16 @@ def load_base(recipe: Recipe, inputs: Inputs, engine: Engine = SINGLE) -> PreTra
 
 def _common_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """The same as they turned out, by content: bases of one name may differ, and of two names be equal."""
-    base = inputs.base.fingerprint()
-    return common_of(recipe) | {
-        "model.base": f"{base.get('name')} with SHA-256 {base.get('sha256')}",
+    content = {key: value for key, value in inputs.base.fingerprint().items() if key not in ("kind", "name")}
+    facts = common_of(recipe) | {
+        "model.base": "the one with " + ", ".join(f"{key} {value}" for key, value in content.items()),
         "the tokenizer's vocabulary": tokenizer_sha256(inputs.tokenizer),
         "train.precision": inputs.precision.name,
+        "the version of the rules by which it trains": inputs.rules.training,
     }
+    if len(inputs.tokenizer) > read_config(inputs.base.folder)["vocab_size"]:
+        facts["train.seed, which draws the rows that the embedding lacks"] = recipe.train.seed
+    return facts
 
 
 def _fills_layers(recipe: Recipe, inputs: Inputs, engine: Engine) -> bool:

@@ -27,6 +27,7 @@ from finetune import signals
 from finetune.engines.frozen import sharing_out
 from finetune.engines.group import ALONE, Group
 from finetune.engines.launch.allocator import one_arena
+from finetune.engines.memory import memory_advice
 from finetune.errors import ModelError, PeerLost, TrainingError
 from finetune.models.adapters.joint import AdapterBatch, JointDecoder
 from finetune.models.architectures.base import DECODER
@@ -169,7 +170,8 @@ class Company:
                 self._let_all()
                 together = [turn for turn in self._turns if turn.member.batch is not None]
                 if together:
-                    self._compute(together)
+                    with memory_advice(together=True):
+                        self._compute(together)
         except BaseException as error:
             self._lost = error
             for turn in self._turns:
@@ -219,10 +221,10 @@ class Company:
     ) -> PreTrainedModel:
         """See Member.base."""
         if self._base is None:
-            self._base, self._facts = load(), facts
+            base = load()
             if self.shares_out:
-                self._share_out()
-            self.device = self._base.device.type
+                self._share_out(base)
+            self._base, self._facts, self.device = base, facts, base.device.type
         different = [name for name, fact in facts.items() if fact != self._facts.get(name)]
         if different:
             name = different[0]
@@ -232,9 +234,8 @@ class Company:
             )
         return sharing_weights(self._base)
 
-    def _share_out(self) -> None:
+    def _share_out(self, base: Any) -> None:
         """Layer by layer: no more than one is whole on the device, where all else is too."""
-        base: Any = self._base
         layers, device, filling = getattr(base, DECODER).layers, choose_device(), empty_layers(base)
         share = sharing_out(device, self.group)
         if filling is not None:

@@ -91,7 +91,7 @@ def open_session(
     for line in inputs.data.report.lines():
         logger.info(line)
     best = BestCheckpoint(recipe.train, inputs.rules.training)
-    with memory_advice():
+    with memory_advice(together=inputs.member is not None):
         trainer = _trainer(
             run, lock, inputs, callbacks=[best, GracefulStop(requests, group)], first=checkpoint is None
         )
@@ -230,7 +230,8 @@ class TrainingSession:
             closing.enter_context(self._recorded())
             closing.callback(self.progress.close)
             logger.info(f"run folder {self.run.path}")
-            with memory_advice(), contact(self.group):
+            together = self.trainer.member is not None
+            with memory_advice(together=together), contact(self.group):
                 self._take_steps()
                 if self._complete:
                     self._write_result()

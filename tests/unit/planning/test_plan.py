@@ -23,11 +23,11 @@ from finetune.models.kernels.attention import PER_DOCUMENT
 from finetune.models.kernels.fp8 import fp8_of
 from finetune.models.load import load_model
 from finetune.planning.activations import activations, stream_bytes
-from finetune.planning.changes import cheapest_change
+from finetune.planning.changes import changes_of, cheapest_change
 from finetune.planning.data import assumed, load_of
 from finetune.planning.job import Job, job_of, together
 from finetune.planning.longest import longest_rows
-from finetune.planning.memory import linear_bytes, memory_of, on_the_host
+from finetune.planning.memory import linear_bytes, linear_numbers, memory_of, on_the_host
 from finetune.planning.plan import plan
 from finetune.recipe.rules.objective import with_objective_defaults
 from finetune.recipe.schema import Recipe
@@ -399,9 +399,13 @@ def test_adapters_that_train_together_are_planned(
     )
     assert (shared.adapter, shared.optimizer) == (whole.adapter, whole.optimizer)
     assert shared.weights == pytest.approx(whole.weights - linear_bytes(deep.shape, None, 4) / 2)
+    quantised = replace(together(deep, 4), method="qlora", quantization="nf4", processes=4)
+    whole, shared = (memory_of(replace(quantised, engine=engine)) for engine in (DDP, FSDP2))
+    assert shared.weights == pytest.approx(whole.weights - linear_numbers(deep.shape) / 4), "without scales"
     change = cheapest_change(four, [SINGLE], int(memory_of(together(one, 2)).total / 0.94))
     assert change is not None
     assert change.what == "--max-adapters 2"
+    assert not any("--max-adapters 1" in what for what, _ in changes_of(four, [SINGLE])), "another plan"
 
     large = str(a_70b(tmp_path))
     words = ["--gpus", "8", "--gpu-memory", "80GiB", "--adapters", "2"]
@@ -411,6 +415,10 @@ def test_adapters_that_train_together_are_planned(
         "ddp": False,
         "fsdp2": True,
     }
+    eighths = ["train.optimizer=adamw_8bit", "--json"]  # which fsdp2 alone can't have
+    code, said, _ = run(monkeypatch, capsys, large, *eighths, *words)
+    assert {way["engine"] for way in json.loads(said)["ways"]} == {"ddp", "fsdp2"}
+    assert "fsdp2" not in run(monkeypatch, capsys, large, *eighths, *words[:-2])[1]
     code, _, error = run(monkeypatch, capsys, large, "adapter.use_dora=true", *words)
     assert code == 2
     assert "--adapters 2: adapter.use_dora isn't computed for several adapters at once" in error

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune.errors import TrainingError
+from finetune.models.adapters.joint import JointDecoder
 from finetune.recipe.load import LoadedRecipe
-from finetune.recipe.lock import read_lock
+from finetune.recipe.lock import CURRENT_RULES, Rules, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
+from finetune.training import build
+from finetune.training.inputs import build_inputs
 from finetune.training.many import Outcome, start_many
 from finetune.training.reproduce import reproduce
 from finetune.training.trainer import ExactTrainer
@@ -359,6 +363,46 @@ def test_another_base_is_that_run_s_error(make_recipe: MakeRecipe, tmp_path: Pat
     assert (first.status, second.status, second.folder) == ("finished", "failed", None)
     assert "model.base is" in str(second.error)
     assert "runs that train together share it" in str(second.error)
+
+
+def test_what_is_common_is_known_by_content(make_recipe: MakeRecipe) -> None:
+    """Two commits of one name are two bases, two folders of the same files are one; a run that was started by
+    older rules is not one of today's."""
+    recipe = make_recipe(train=SGD)
+    inputs = build_inputs(recipe)
+
+    def facts(identity: dict[str, str], rules: Rules = CURRENT_RULES) -> dict[str, Any]:
+        base = replace(inputs.base, identity=identity)
+        return build._common_facts(recipe, replace(inputs, base=base, rules=rules))
+
+    hub = [{"kind": "hub", "name": "org/model", "commit": commit} for commit in ("aaa", "bbb")]
+    assert facts(hub[0]) != facts(hub[1])
+    folders = [{"kind": "folder", "name": name} for name in ("one", "two")]
+    assert facts(folders[0]) == facts(folders[1])
+    assert facts(folders[0]) != facts(folders[0], replace(CURRENT_RULES, training=1))
+
+
+def test_too_many_for_memory_is_one_message(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the pass for all: what to lower is named, and every run resumes from its checkpoint."""
+    own, passes = JointDecoder.__call__, list[int]()
+
+    def fails(decoder: JointDecoder, batches: Any) -> Any:
+        passes.append(len(batches))
+        if len(passes) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+        return own(decoder, batches)
+
+    recipes = [make_recipe(train=SGD | {"seed": seed, "save_every": 2, "max_steps": 6}) for seed in (1, 2)]
+    whole = train(*recipes)
+    with monkeypatch.context() as patched:
+        patched.setattr(JointDecoder, "__call__", fails)
+        with pytest.raises(TrainingError, match=r"^out of memory: CUDA .* GiB\. Lower --max-adapters, train"):
+            carried_out(*recipes)
+    stopped = sorted(set(Path(recipes[0].output.folder).iterdir()) - {run.path for run in whole})
+    assert [RunFolder(run).outcome()["status"] for run in stopped] == ["failed"] * 2
+    resumed = start_many([], stopped)
+    for run, uninterrupted in zip(resumed, whole, strict=True):
+        assert_equal(adapter_of(folder_of(run)), adapter_of(uninterrupted))
 
 
 @pytest.fixture
